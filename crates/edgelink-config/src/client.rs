@@ -1,0 +1,153 @@
+//! The client's configuration (specification §12.3, DESIGN §8).
+
+use crate::error::ConfigError;
+use crate::schema::section;
+use crate::secrets;
+use crate::values::{Headers, InterfaceName, Pin, ProxyUrl, Seconds, Trust, WsUrl};
+use crate::{Config, Env, Program};
+use edgelink_api::Secret;
+use ipnet::{IpNet, Ipv4Net};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+section! {
+    /// A node.
+    pub struct ClientConfig {
+        /// The controller's URL.
+        controller: Option<WsUrl> = None, eg r#""wss://controller.example.com""#;
+        /// Pre-auth key with which the node joins by itself (`edgelink-ctl token generate --type auth-key`).
+        /// Left out: the node waits for `edgelink-ctl node authorize`.
+        auth_key: Option<Secret> = None, eg r#""CHANGE_ME""#;
+        /// File that holds the pre-auth key.
+        auth_key_file: Option<PathBuf> = None, eg r#""/etc/edgelink/auth.key""#;
+        /// Certificates to trust beside the system's, PEM.
+        ca_file: Option<PathBuf> = None, eg r#""/etc/edgelink/ca.pem""#;
+        /// The only public key to accept from the controller, as it prints it.
+        pin: Option<Pin> = None, eg r#""sha256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=""#;
+        /// The node's name. Left out: the system's host name.
+        hostname: Option<String> = None, eg r#""my-laptop""#;
+        /// Directory for what must outlive a restart. Left out: /var/lib/edgelink/client, or under the user's home.
+        state_dir: Option<PathBuf> = None, eg r#""/var/lib/edgelink/client""#;
+        /// File of the machine key, the node's identity. Left out: keys.json in the state directory.
+        key_file: Option<PathBuf> = None, eg r#""~/.wss-mesh/keys.json""#;
+        /// Whom to believe about other nodes' machine keys: "tofu" (the first one stays), "controller" (it may
+        /// change them) or { "pinned": ["sha256:…"] }.
+        trust: Trust = Trust::Tofu;
+        /// The virtual interface.
+        tun: TunSection = TunSection::default();
+        /// Subnets behind this node to offer to the others.
+        advertise_routes: Vec<AdvertisedRoute> = Vec::new(), eg r#"[{ "cidr": "192.168.1.0/24", "priority": 100, "weight": 50 }]"#;
+        /// Use the subnets that other nodes offer.
+        accept_routes: bool = true;
+        /// How this node serves its subnets.
+        gateway_mode: GatewayMode = GatewayMode::default();
+        /// Direct connections.
+        p2p: P2p = P2p::default();
+        /// Connections through relays.
+        relay: RelaySection = RelaySection::default();
+        /// HTTP or SOCKS proxy to the controller and relays. Left out: HTTPS_PROXY is used.
+        proxy: Option<ProxyUrl> = None, eg r#""http://proxy.example.com:3128""#;
+        /// Server name to show in the TLS handshake instead of the URL's host.
+        sni: Option<String> = None, eg r#""cdn.example.com""#;
+        /// Extra HTTP headers for the controller and relays.
+        headers: Headers = Headers::default(), eg r#"{ "x-token": "CHANGE_ME" }"#;
+    }
+}
+
+section! {
+    /// `tun`.
+    pub struct TunSection {
+        /// Interface name, at most 15 characters.
+        name: InterfaceName = InterfaceName::default_of("wss-mesh0");
+        /// Largest packet in bytes.
+        mtu: u16 = 1400, in 1280..=9000;
+    }
+}
+
+section! {
+    /// One subnet behind this node (specification §7.1).
+    pub struct AdvertisedRoute requires ["cidr"] {
+        /// The subnet.
+        cidr: IpNet = IpNet::V4(Ipv4Net::default());
+        /// Higher wins.
+        priority: u16 = 100;
+        /// Share among gateways of equal priority.
+        weight: u16 = 100, in 1..=65535;
+    }
+}
+
+section! {
+    /// `gateway_mode`.
+    pub struct GatewayMode {
+        /// Forward packets between the mesh and the subnets of `advertise_routes`.
+        enabled: bool = false;
+        /// Rewrite the source address, so that hosts in the subnet need no route back.
+        snat: bool = true;
+        /// Interface of the subnet. Left out: as the routing table says.
+        lan_interface: Option<InterfaceName> = None, eg r#""eth0""#;
+    }
+}
+
+section! {
+    /// `p2p`.
+    pub struct P2p {
+        /// Try direct connections. false: not one UDP packet is sent.
+        enabled: bool = true;
+        /// Seconds between packets that keep NAT mappings open.
+        keepalive_interval_seconds: Seconds = Seconds(25.0), in Seconds(1.0)..=Seconds(55.0);
+    }
+}
+
+section! {
+    /// `relay` of the client.
+    pub struct RelaySection {
+        /// Keep a connection to every relay. false: to the nearest three.
+        connect_all: bool = true;
+        /// Seconds between two reports of latencies to the controller.
+        latency_report_interval_seconds: Seconds = Seconds(30.0), in Seconds(1.0)..=Seconds(3600.0);
+        /// Dial relays and STUN servers at loopback and link-local addresses that come from the controller too.
+        allow_local_addresses: bool = false;
+    }
+}
+
+impl ClientConfig {
+    /// `state_dir`, or the default one.
+    pub fn state_dir(&self, env: &Env, root: bool) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(|| crate::default_client_state_dir(env, root))
+    }
+
+    /// The machine key's file.
+    pub fn key_file(&self, env: &Env, root: bool) -> PathBuf {
+        self.key_file.clone().unwrap_or_else(|| self.state_dir(env, root).join("keys.json"))
+    }
+}
+
+impl Config for ClientConfig {
+    const PROGRAM: Program = Program::Client;
+
+    fn validate(&self) -> Result<Vec<String>, ConfigError> {
+        let unusable = |key, problem: &str| Err(ConfigError::Unusable { key, problem: problem.into() });
+        if self.auth_key.is_some() && self.auth_key_file.is_some() {
+            return unusable("auth_key_file", "give `auth_key` or `auth_key_file`, not both");
+        }
+        if self.auth_key.as_ref().is_some_and(|key| secrets::is_placeholder(key.expose())) {
+            let problem = "this is a placeholder; get a key with `edgelink-ctl token generate --type auth-key`";
+            return unusable("auth_key", problem);
+        }
+        if self.hostname.as_ref().is_some_and(|name| name.trim().is_empty() || name.len() > 255) {
+            return unusable("hostname", "it must have 1 to 255 bytes");
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = self.advertise_routes.iter().find(|route| !seen.insert(route.cidr)) {
+            return unusable("advertise_routes", &format!("{} is listed twice", twice.cidr));
+        }
+        let mut warnings = Vec::new();
+        if self.gateway_mode.enabled && self.advertise_routes.is_empty() {
+            warnings.push("gateway_mode is enabled but advertise_routes is empty, so it serves nothing".to_owned());
+        }
+        if self.controller.as_ref().is_some_and(|url| !url.is_tls()) && self.pin.is_some() {
+            return unusable("pin", "a ws:// controller shows no certificate; use wss:// or remove the pin");
+        }
+        Ok(warnings)
+    }
+}

@@ -1,0 +1,615 @@
+//! `/ws/control`: one node's connection from challenge to CONFIG (DESIGN §3, control authentication).
+//!
+//! AUTH_REQUEST (machine key) → AUTH_RESPONSE (challenge) → AUTH_REQUEST (signature) → AUTH_RESPONSE (ids, addresses,
+//! tokens) → KEY_ANNOUNCE → CONFIG. A node that waits for authorization keeps its connection.
+
+use crate::fanout::COALESCE;
+use crate::registry::is_member;
+use crate::{ConnId, Control, Enrolled, Event, StoreOp, messages};
+use edgelink_auth::token::{AuthClaims, RelayClaims, new_jti};
+use edgelink_auth::{MachinePublic, SignedStatement, auth_key, challenge};
+use edgelink_model::records::{ChangeId, EnrollError, EnrollRequest, HostInfo, NodeKeyRecord, NodeRecord};
+use edgelink_model::{ErrorCode, NetworkId, NodeId, Now};
+use edgelink_wire::control::{ControlMessage, Reassembler, Received, proto};
+use edgelink_wire::key_announce::KeyAnnounce;
+use edgelink_wire::ping::Ping;
+use edgelink_wire::{Flags, Frame, FrameType};
+use std::time::{Duration, Instant};
+
+/// Time from accept to the proof of the machine key, and from AUTH_RESPONSE to KEY_ANNOUNCE (DESIGN §6).
+const AUTH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Nodes send a PING at least every 25 s (DESIGN §9); three missed ones mean the connection is gone.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// Until a node is authenticated its messages are small, in pieces as well (DESIGN §6).
+const UNAUTHENTICATED_LIMIT: usize = 4096;
+/// relay_tokens are refreshed this long before they expire (specification §4.3), auth_tokens 2 h before.
+const RELAY_REFRESH_BEFORE: Duration = Duration::from_secs(15 * 60);
+const AUTH_REFRESH_BEFORE: Duration = Duration::from_secs(2 * 3600);
+/// A node that cannot apply its configuration is sent a full one at most this often.
+const RESEND_INTERVAL: Duration = Duration::from_secs(1);
+/// How far a node's statement may lie in our future; its clock follows ours (DESIGN §2).
+const CLOCK_LEEWAY_SECS: u64 = 600;
+/// Longest string that a node may say of its host.
+const MAX_HOST_FIELD: usize = 255;
+
+pub(crate) struct Conn {
+    pub(crate) state: State,
+    reassembler: Reassembler,
+    /// The next moment at which the connection needs attention.
+    deadline: Instant,
+    last_received: Instant,
+}
+
+pub(crate) enum State {
+    /// Waits for the first AUTH_REQUEST.
+    Hello,
+    /// Waits for the signature.
+    Challenged { machine: MachinePublic, challenge: [u8; 32], host: HostInfo },
+    /// Waits for the database.
+    Enrolling { machine: MachinePublic },
+    /// Authenticated, waits for an administrator.
+    Pending { node: NodeId },
+    /// A member of its network.
+    Ready(Ready),
+}
+
+pub(crate) struct Ready {
+    pub(crate) node: NodeId,
+    pub(crate) network: NetworkId,
+    /// Version that the node was sent last; `None` before its first CONFIG.
+    pub(crate) sent_version: Option<ChangeId>,
+    /// When tokens are renewed.
+    refresh_at: Instant,
+    last_resend: Option<Instant>,
+}
+
+impl Conn {
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    pub(crate) fn network(&self) -> Option<NetworkId> {
+        match &self.state {
+            State::Ready(ready) => Some(ready.network),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn sent_version(&self) -> Option<ChangeId> {
+        match &self.state {
+            State::Ready(ready) => ready.sent_version,
+            _ => None,
+        }
+    }
+
+    fn node(&self) -> Option<NodeId> {
+        match &self.state {
+            State::Pending { node } => Some(*node),
+            State::Ready(ready) => Some(ready.node),
+            _ => None,
+        }
+    }
+
+    fn authenticated(&self) -> bool {
+        matches!(self.state, State::Pending { .. } | State::Ready(_))
+    }
+
+    /// Sets the next moment of attention from the state.
+    fn schedule(&mut self) {
+        let idle = self.last_received + IDLE_TIMEOUT;
+        self.deadline = match &self.state {
+            State::Hello | State::Challenged { .. } => self.deadline,
+            State::Enrolling { .. } | State::Pending { .. } => idle,
+            State::Ready(ready) => idle.min(ready.refresh_at),
+        };
+    }
+}
+
+/// Why a connection ends or a message is refused: the code and a sentence for the node's user.
+pub(crate) struct Refusal(ErrorCode, String);
+
+impl Control {
+    /// A WebSocket on `/ws/control` was opened.
+    pub fn connect(&mut self, now: Now) -> ConnId {
+        let id = ConnId(self.next_conn);
+        self.next_conn += 1;
+        let conn = Conn {
+            state: State::Hello,
+            reassembler: Reassembler::with_limit(UNAUTHENTICATED_LIMIT),
+            deadline: now.mono + AUTH_TIMEOUT,
+            last_received: now.mono,
+        };
+        self.conns.insert(id, conn);
+        id
+    }
+
+    /// The connection ended. Harmless for one that the core closed itself.
+    pub fn disconnect(&mut self, id: ConnId, now: Now) {
+        self.forget(id, now);
+    }
+
+    /// One WebSocket binary message arrived.
+    pub fn handle_message(&mut self, id: ConnId, message: &[u8], now: Now, rng: &mut impl rand_core::Rng) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.last_received = now.mono;
+        if !conn.authenticated() && message.len() > UNAUTHENTICATED_LIMIT {
+            let text = format!("a message of {} bytes before authentication; the limit is 4096", message.len());
+            return self.refuse(id, FrameType::AuthRequest as u8, Refusal(ErrorCode::MessageTooLarge, text), now);
+        }
+        for frame in edgelink_wire::frames(message) {
+            let outcome = match frame {
+                Ok(frame) => self.handle_frame(id, &frame, now, rng).map_err(|refusal| (frame.ty, refusal)),
+                Err(error) => Err((0, Refusal(error.code(), error.to_string()))),
+            };
+            if let Err((ty, refusal)) = outcome {
+                return self.refuse(id, ty, refusal, now);
+            }
+            if !self.conns.contains_key(&id) {
+                return;
+            }
+        }
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.schedule();
+        }
+    }
+
+    /// A WebSocket text message arrived: WSS-Mesh knows none (DESIGN §1).
+    pub fn handle_text(&mut self, id: ConnId, now: Now) {
+        let text = "a text message; WSS-Mesh speaks binary messages only".to_owned();
+        self.refuse(id, 0, Refusal(ErrorCode::InvalidMessage, text), now);
+    }
+
+    /// The outcome of [`StoreOp::Enroll`]; the change that it caused has been applied before.
+    pub fn handle_enrolled(&mut self, id: ConnId, outcome: Enrolled, now: Now, rng: &mut impl rand_core::Rng) {
+        let Some(State::Enrolling { machine }) = self.conns.get(&id).map(|c| &c.state) else { return };
+        let machine = *machine;
+        match outcome {
+            Ok(record) if record.machine_key_pub == machine.0 => self.enter(id, &record, now, rng),
+            Ok(_) => self.refuse(id, FrameType::AuthRequest as u8, internal(), now),
+            Err(error) => {
+                let code = match &error {
+                    EnrollError::UnknownAuthKey | EnrollError::OtherNetwork => ErrorCode::InvalidToken,
+                    EnrollError::AuthKeyExpired => ErrorCode::TokenExpired,
+                    EnrollError::PoolExhausted(_) | EnrollError::TooManyPending => ErrorCode::Overloaded,
+                    EnrollError::Unavailable => ErrorCode::Unavailable,
+                };
+                self.refuse(id, FrameType::AuthRequest as u8, Refusal(code, error.to_string()), now);
+            }
+        }
+    }
+
+    /// The node was authorized: if it waits, it is let in.
+    pub(crate) fn admit(&mut self, node: NodeId, now: Now, rng: &mut impl rand_core::Rng) {
+        let waiting: Vec<ConnId> = self
+            .conns
+            .iter()
+            .filter(|(_, c)| matches!(c.state, State::Pending { node: pending } if pending == node))
+            .map(|(id, _)| *id)
+            .collect();
+        let Some(record) = self.registry.nodes.get(&node).cloned() else { return };
+        for id in waiting {
+            self.enter(id, &record, now, rng);
+        }
+    }
+
+    /// The node may not stay: its connection falls back to waiting, or is closed when the node was deleted.
+    pub(crate) fn expel(&mut self, node: NodeId, deleted: bool, now: Now) {
+        let theirs: Vec<ConnId> =
+            self.conns.iter().filter(|(_, c)| c.node() == Some(node)).map(|(id, _)| *id).collect();
+        for id in theirs {
+            let text = if deleted {
+                "this node was deleted by an administrator"
+            } else {
+                "an administrator withdrew this node's authorization"
+            };
+            if deleted {
+                self.refuse(id, 0, Refusal(ErrorCode::NodeNotAuthorized, text.to_owned()), now);
+                continue;
+            }
+            self.leave_network(id, now);
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.state = State::Pending { node };
+                conn.schedule();
+            }
+            self.send_error(id, 0, &Refusal(ErrorCode::NodeNotAuthorized, text.to_owned()));
+        }
+    }
+
+    pub(crate) fn expire_connections(&mut self, now: Now, rng: &mut impl rand_core::Rng) {
+        let due: Vec<ConnId> = self.conns.iter().filter(|(_, c)| c.deadline <= now.mono).map(|(id, _)| *id).collect();
+        for id in due {
+            let Some(conn) = self.conns.get_mut(&id) else { continue };
+            if let State::Ready(ready) = &mut conn.state
+                && ready.refresh_at <= now.mono
+                && conn.last_received + IDLE_TIMEOUT > now.mono
+            {
+                let node = ready.node;
+                self.refresh_tokens(id, node, now, rng);
+                continue;
+            }
+            if conn.authenticated() {
+                tracing::debug!(conn = id.0, "control connection is silent; closed");
+                self.forget(id, now);
+                self.events.push_back(Event::Close { conn: id });
+            } else {
+                let text = "authentication took longer than 10 s".to_owned();
+                self.refuse(id, FrameType::AuthRequest as u8, Refusal(ErrorCode::Unavailable, text), now);
+            }
+        }
+    }
+
+    fn handle_frame(
+        &mut self,
+        id: ConnId,
+        frame: &Frame<'_>,
+        now: Now,
+        rng: &mut impl rand_core::Rng,
+    ) -> Result<(), Refusal> {
+        match frame.frame_type() {
+            Some(FrameType::Ping) => {
+                let ping = Ping::parse(frame.payload).map_err(wire)?;
+                let message = bytes::Bytes::copy_from_slice(&ping.encode(FrameType::Pong));
+                self.events.push_back(Event::Send { conn: id, message });
+                Ok(())
+            }
+            Some(FrameType::Pong) => Ok(()),
+            Some(FrameType::KeyAnnounce) => {
+                let announce = KeyAnnounce::parse(frame.payload).map_err(wire)?;
+                self.handle_key_announce(id, &announce, now)
+            }
+            Some(FrameType::Data | FrameType::P2pPing | FrameType::P2pPong | FrameType::P2pKeepalive) => Err(Refusal(
+                ErrorCode::InvalidMessage,
+                format!("frame type 0x{:02x} does not belong on the control channel", frame.ty),
+            )),
+            Some(_) => {
+                let Some(conn) = self.conns.get_mut(&id) else { return Ok(()) };
+                // Strangers reach neither the decompressor nor anything else.
+                if !conn.authenticated() && frame.ty != FrameType::AuthRequest as u8 {
+                    return Err(unexpected(frame.ty));
+                }
+                match conn.reassembler.push(frame) {
+                    Ok(Some(received)) => self.handle_control(id, received, now, rng),
+                    Ok(None) => Ok(()),
+                    Err(error) => Err(wire(error)),
+                }
+            }
+            None => {
+                // The connection stays: a newer node may speak types that we do not know yet (DESIGN §1).
+                self.stats.bad_messages += 1;
+                let text = format!("frame type 0x{:02x} is unknown here", frame.ty);
+                self.send_error(id, frame.ty, &Refusal(ErrorCode::InvalidMessage, text));
+                Ok(())
+            }
+        }
+    }
+
+    fn handle_control(
+        &mut self,
+        id: ConnId,
+        received: Received,
+        now: Now,
+        rng: &mut impl rand_core::Rng,
+    ) -> Result<(), Refusal> {
+        let Some(conn) = self.conns.get_mut(&id) else { return Ok(()) };
+        match (received.message, &conn.state) {
+            (ControlMessage::AuthRequest(request), State::Hello) => self.handle_hello(id, request, now, rng),
+            (ControlMessage::AuthRequest(request), State::Challenged { .. }) => {
+                self.handle_proof(id, request, now, rng)
+            }
+            (ControlMessage::Ack(ack), State::Ready(_)) => {
+                self.handle_ack(id, &ack, now);
+                Ok(())
+            }
+            // Endpoints, latencies and P2P signalling belong to later stages of the protocol: taken, not yet used.
+            (
+                ControlMessage::LatencyReport(_)
+                | ControlMessage::P2pInit(_)
+                | ControlMessage::P2pEndpoint(_)
+                | ControlMessage::P2pStatus(_)
+                | ControlMessage::Error(_),
+                State::Ready(_) | State::Pending { .. },
+            ) => Ok(()),
+            _ => Err(unexpected(received.ty as u8)),
+        }
+    }
+
+    fn handle_hello(
+        &mut self,
+        id: ConnId,
+        request: proto::AuthRequest,
+        now: Now,
+        rng: &mut impl rand_core::Rng,
+    ) -> Result<(), Refusal> {
+        if request.protocol_version != u32::from(edgelink_wire::VERSION) {
+            let text =
+                format!("protocol version {} is not spoken here; this controller speaks 1", request.protocol_version);
+            return Err(Refusal(ErrorCode::UnsupportedVersion, text));
+        }
+        let machine = request.machine_pub.as_slice().try_into().map(MachinePublic).map_err(|_| {
+            let text = format!("a machine key has 32 bytes, not {}", request.machine_pub.len());
+            Refusal(ErrorCode::InvalidMachineKey, text)
+        })?;
+        let mut challenge = [0; 32];
+        rng.fill_bytes(&mut challenge);
+        let host = host_info(request.host_info.unwrap_or_default());
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.state = State::Challenged { machine, challenge, host };
+        }
+        let response =
+            proto::AuthResponse { challenge: challenge.to_vec(), server_time_ms: now.unix_ms, ..Default::default() };
+        self.send(id, ControlMessage::AuthResponse(response), Flags::default());
+        Ok(())
+    }
+
+    fn handle_proof(
+        &mut self,
+        id: ConnId,
+        request: proto::AuthRequest,
+        now: Now,
+        rng: &mut impl rand_core::Rng,
+    ) -> Result<(), Refusal> {
+        let Some(conn) = self.conns.get_mut(&id) else { return Ok(()) };
+        let State::Challenged { machine, challenge, host } = &conn.state else { return Ok(()) };
+        let (machine, challenge, host) = (*machine, *challenge, host.clone());
+        if !self.config.hosts.is_empty() && !self.config.hosts.contains(&request.host.to_ascii_lowercase()) {
+            let text = format!(
+                "this controller is not known as {:?}; dial it by a name in its certificate, or add that name to `public_url`",
+                printable(&request.host)
+            );
+            return Err(Refusal(ErrorCode::BadSignature, text));
+        }
+        let message = challenge::control_message(&request.host, &challenge, &machine);
+        machine.verify(&message, &request.signature).map_err(|_| {
+            Refusal(ErrorCode::BadSignature, "the machine key's signature of the challenge does not verify".to_owned())
+        })?;
+        conn.state = State::Enrolling { machine };
+        let auth_key_hash = (!request.auth_key.is_empty()).then(|| auth_key::hash(&request.auth_key));
+        // A member that comes back needs no database: the network lives on while that is away (DESIGN §4).
+        match self.registry.node_by_machine(&machine.0) {
+            Some(record) if is_member(record) && record.host == host => {
+                let record = record.clone();
+                self.enter(id, &record, now, rng);
+            }
+            _ => {
+                let request = EnrollRequest {
+                    machine_key_pub: machine.0,
+                    auth_key_hash,
+                    host,
+                    now_unix_ms: now.unix_ms,
+                    require_authorization: self.config.require_authorization,
+                };
+                self.events.push_back(Event::Store(StoreOp::Enroll { conn: id, request }));
+            }
+        }
+        Ok(())
+    }
+
+    /// The machine is known; it becomes a member, or waits.
+    fn enter(&mut self, id: ConnId, record: &NodeRecord, now: Now, rng: &mut impl rand_core::Rng) {
+        if !is_member(record) {
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.state = State::Pending { node: record.id };
+                conn.schedule();
+            }
+            let text = format!(
+                "node {} waits for authorization; on the controller: edgelink-ctl node authorize {}",
+                record.id, record.id
+            );
+            return self.send_error(id, FrameType::AuthRequest as u8, &Refusal(ErrorCode::NodeNotAuthorized, text));
+        }
+        // The newest connection of a node wins; the old one's end must not take the new one along (DESIGN §10).
+        if let Some(old) = self.presence.by_node.remove(&record.id)
+            && old != id
+        {
+            self.conns.remove(&old);
+            self.events.push_back(Event::Close { conn: old });
+            self.mark_presence(record.id, now);
+        }
+        let Some((tokens, refresh_at)) = self.mint_tokens(record, now, rng) else {
+            return self.refuse(id, FrameType::AuthRequest as u8, internal(), now);
+        };
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.reassembler.set_limit(edgelink_wire::MAX_REASSEMBLED);
+            conn.state = State::Ready(Ready {
+                node: record.id,
+                network: record.network_id,
+                sent_version: None,
+                refresh_at,
+                last_resend: None,
+            });
+            conn.schedule();
+        }
+        let response = proto::AuthResponse {
+            server_time_ms: now.unix_ms,
+            identity: Some(messages::identity(record)),
+            tokens: Some(tokens),
+            ..Default::default()
+        };
+        self.send(id, ControlMessage::AuthResponse(response), Flags::default());
+    }
+
+    /// Takes a node's key statement: verified here, kept in the database, and pushed to peers from there.
+    fn handle_key_announce(&mut self, id: ConnId, announce: &KeyAnnounce, now: Now) -> Result<(), Refusal> {
+        let Some(State::Ready(ready)) = self.conns.get(&id).map(|c| &c.state) else {
+            return Err(Refusal(ErrorCode::InvalidMessage, "KEY_ANNOUNCE before authentication".to_owned()));
+        };
+        let (node, first) = (ready.node, ready.sent_version.is_none());
+        let Some(record) = self.registry.nodes.get(&node) else { return Ok(()) };
+        let signed = SignedStatement::verify(&announce.statement, &announce.signature).map_err(|_| {
+            Refusal(ErrorCode::BadSignature, "the key statement's signature does not verify".to_owned())
+        })?;
+        let statement = signed.statement();
+        if (statement.node_id, statement.network_id) != (node, record.network_id)
+            || statement.machine_pub.0 != record.machine_key_pub
+        {
+            let text = "the key statement names another node, network or machine key".to_owned();
+            return Err(Refusal(ErrorCode::InvalidMachineKey, text));
+        }
+        let known = record.key.as_ref();
+        let repeated = known.is_some_and(|k| k.statement == announce.statement);
+        if !repeated && known.is_some_and(|k| k.seq >= statement.seq) {
+            let text = "the key statement's sequence number does not rise; is the machine key in use twice?".to_owned();
+            return Err(Refusal(ErrorCode::InvalidMachineKey, text));
+        }
+        if statement.not_before > now.unix_secs() + CLOCK_LEEWAY_SECS || statement.not_after <= now.unix_secs() {
+            let text = "the key statement is not valid now by the controller's clock".to_owned();
+            return Err(Refusal(ErrorCode::InvalidMachineKey, text));
+        }
+        if !repeated {
+            let key = NodeKeyRecord {
+                statement: announce.statement.to_vec(),
+                signature: announce.signature.to_vec(),
+                seq: statement.seq,
+            };
+            self.events.push_back(Event::Store(StoreOp::SetNodeKey { node, key }));
+        }
+        if first {
+            self.presence.by_node.insert(node, id);
+            self.events.push_back(Event::Store(StoreOp::Seen { node, online: true }));
+            self.mark_presence(node, now);
+            self.send_config(id);
+        }
+        Ok(())
+    }
+
+    fn handle_ack(&mut self, id: ConnId, ack: &proto::Ack, now: Now) {
+        let Some(State::Ready(ready)) = self.conns.get_mut(&id).map(|c| &mut c.state) else { return };
+        if ack.error.is_empty() {
+            return;
+        }
+        self.stats.config_errors += 1;
+        tracing::debug!(node = %ready.node, error = printable(&ack.error), "a node could not apply its configuration");
+        if ready.last_resend.is_none_or(|at| now.mono.saturating_duration_since(at) >= RESEND_INTERVAL) {
+            ready.last_resend = Some(now.mono);
+            self.send_config(id);
+        }
+    }
+
+    fn refresh_tokens(&mut self, id: ConnId, node: NodeId, now: Now, rng: &mut impl rand_core::Rng) {
+        let Some(record) = self.registry.nodes.get(&node).cloned() else { return };
+        let minted = self.mint_tokens(&record, now, rng);
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let State::Ready(ready) = &mut conn.state else { return };
+        let Some((tokens, refresh_at)) = minted else {
+            // Try again soon; the living tokens still have some minutes.
+            ready.refresh_at = now.mono + Duration::from_secs(60);
+            return conn.schedule();
+        };
+        ready.refresh_at = refresh_at;
+        let version = ready.sent_version;
+        conn.schedule();
+        let Some(version) = version else { return };
+        let update = proto::ConfigUpdate {
+            from_version: version,
+            version,
+            tokens: Some(tokens),
+            ..proto::ConfigUpdate::default()
+        };
+        self.send(id, ControlMessage::ConfigUpdate(update), Flags::default());
+    }
+
+    /// Fresh tokens and when to renew them.
+    fn mint_tokens(
+        &self,
+        record: &NodeRecord,
+        now: Now,
+        rng: &mut impl rand_core::Rng,
+    ) -> Option<(proto::Tokens, Instant)> {
+        let machine = MachinePublic(record.machine_key_pub);
+        // Not before the node's last revocation, which would void the tokens of a node that was admitted again at once.
+        let iat = self.registry.revoked_before(record.id).max(now.unix_secs());
+        let auth_expires = iat + self.config.auth_token_lifetime.as_secs();
+        let relay_expires = iat + self.config.relay_token_lifetime.as_secs();
+        let auth =
+            AuthClaims::new(record.id, &machine, record.network_id, record.virtual_ip, iat, auth_expires, new_jti(rng));
+        let relays = self.registry.servers.values().filter(|s| s.enabled && s.relay).map(|s| s.id).collect();
+        let relay = RelayClaims::new(record.id, &machine, record.network_id, relays, iat, relay_expires, new_jti(rng));
+        let (auth_token, relay_token) = match (self.issuer.auth(&auth), self.issuer.relay(&relay)) {
+            (Ok(auth), Ok(relay)) => (auth, relay),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!(%error, "tokens could not be signed");
+                return None;
+            }
+        };
+        let lead = |lifetime: Duration, before: Duration| lifetime.saturating_sub(before.min(lifetime / 4));
+        let refresh_in = lead(self.config.relay_token_lifetime, RELAY_REFRESH_BEFORE)
+            .min(lead(self.config.auth_token_lifetime, AUTH_REFRESH_BEFORE))
+            .max(COALESCE);
+        let tokens = proto::Tokens { auth_token, auth_expires, relay_token, relay_expires };
+        Some((tokens, now.mono + refresh_in))
+    }
+
+    fn send_error(&mut self, id: ConnId, answers: u8, refusal: &Refusal) {
+        let error = proto::Error {
+            code: refusal.0.as_u16().into(),
+            answers_type: answers.into(),
+            message: refusal.1.clone(),
+            ..proto::Error::default()
+        };
+        self.send(id, ControlMessage::Error(error), Flags::default());
+    }
+
+    /// Tells why, and ends the connection.
+    fn refuse(&mut self, id: ConnId, answers: u8, refusal: Refusal, now: Now) {
+        match refusal.0 {
+            ErrorCode::UnsupportedVersion | ErrorCode::InvalidMessage | ErrorCode::MessageTooLarge => {
+                self.stats.bad_messages += 1;
+            }
+            _ => self.stats.auth_failures += 1,
+        }
+        tracing::debug!(conn = id.0, code = refusal.0.as_u16(), reason = refusal.1, "control connection refused");
+        self.send_error(id, answers, &refusal);
+        self.forget(id, now);
+        self.events.push_back(Event::Close { conn: id });
+    }
+
+    fn forget(&mut self, id: ConnId, now: Now) {
+        self.leave_network(id, now);
+        self.conns.remove(&id);
+    }
+
+    /// The connection's node is offline from now on, unless a newer connection has taken its place.
+    fn leave_network(&mut self, id: ConnId, now: Now) {
+        let Some(node) = self.conns.get(&id).and_then(Conn::node) else { return };
+        if self.presence.by_node.get(&node) == Some(&id) {
+            self.presence.by_node.remove(&node);
+            self.events.push_back(Event::Store(StoreOp::Seen { node, online: false }));
+            self.mark_presence(node, now);
+        }
+    }
+}
+
+fn unexpected(ty: u8) -> Refusal {
+    Refusal(ErrorCode::InvalidMessage, format!("frame type 0x{ty:02x} is not expected now"))
+}
+
+fn wire(error: edgelink_wire::WireError) -> Refusal {
+    Refusal(error.code(), error.to_string())
+}
+
+fn internal() -> Refusal {
+    Refusal(ErrorCode::Internal, "the controller could not do this; its log says more".to_owned())
+}
+
+fn host_info(info: proto::HostInfo) -> HostInfo {
+    let clean = |s: String| {
+        s.chars()
+            .filter(|c| !c.is_control())
+            .scan(0, |len, c| {
+                *len += c.len_utf8();
+                (*len <= MAX_HOST_FIELD).then_some(c)
+            })
+            .collect()
+    };
+    HostInfo {
+        hostname: clean(info.hostname),
+        os: clean(info.os),
+        arch: clean(info.arch),
+        version: clean(info.version),
+    }
+}
+
+/// A peer's words, shortened and without control characters, fit for a log or an answer.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
+}

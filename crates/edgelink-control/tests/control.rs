@@ -1,0 +1,620 @@
+//! The controller's core as its shell sees it: messages in, the exact list of events out.
+
+use bytes::Bytes;
+use edgelink_auth::token::{Issuer, TokenKeys};
+use edgelink_auth::{KeyStatement, MachineKey, NodeKey, SignedStatement, challenge};
+use edgelink_control::{ConnId, Control, ControlConfig, Event, StoreOp};
+use edgelink_model::records::{
+    Change, EnrollError, HostInfo, NetworkRecord, NodeKeyRecord, NodeRecord, RevocationRecord, RevocationTarget,
+    ServerKind, ServerRecord, Snapshot,
+};
+use edgelink_model::{ErrorCode, NetworkId, NodeId, Now, ServerId};
+use edgelink_wire::control::{ControlMessage, Reassembler, encode, proto};
+use edgelink_wire::key_announce::KeyAnnounce;
+use edgelink_wire::{Flags, FrameType, frames};
+use rand_chacha::ChaCha8Rng;
+use rand_core::SeedableRng as _;
+use std::time::{Duration, Instant};
+
+const HOST: &str = "vpn.example.com";
+const START_MS: u64 = 1_700_000_000_000;
+
+/// A controller with a database that accepts everything, and a clock.
+struct World {
+    control: Control,
+    rng: ChaCha8Rng,
+    start: Instant,
+    elapsed: Duration,
+}
+
+impl World {
+    fn new(nodes: Vec<NodeRecord>) -> Self {
+        Self::with_config(nodes, ControlConfig { hosts: [HOST.to_owned()].into(), ..ControlConfig::default() })
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
+    fn with_config(nodes: Vec<NodeRecord>, config: ControlConfig) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let network = |id, name: &str| NetworkRecord {
+            id: NetworkId(id),
+            name: name.to_owned(),
+            subnet: "10.0.1.0/24".parse().unwrap(),
+            subnet6: None,
+            description: String::new(),
+        };
+        let relay = ServerRecord {
+            id: ServerId(1),
+            name: "builtin".to_owned(),
+            kind: ServerKind::Builtin,
+            url: None,
+            region: String::new(),
+            relay: true,
+            stun: false,
+            stun_ip: None,
+            stun_ip2: None,
+            stun_port: 3478,
+            enabled: true,
+        };
+        let snapshot = Snapshot {
+            version: 10,
+            networks: vec![network(1, "default"), network(2, "other")],
+            nodes,
+            servers: vec![relay],
+            ..Snapshot::default()
+        };
+        let control = Control::new(config, Issuer::new(&TokenKeys::generate(&mut rng)), snapshot);
+        Self { control, rng, start: Instant::now(), elapsed: Duration::ZERO }
+    }
+
+    fn now(&self) -> Now {
+        Now { mono: self.start + self.elapsed, unix_ms: START_MS + self.elapsed.as_millis() as u64 }
+    }
+
+    fn advance(&mut self, by: Duration) {
+        self.elapsed += by;
+        let now = self.now();
+        self.control.handle_timeout(now, &mut self.rng);
+    }
+
+    fn connect(&mut self) -> ConnId {
+        let now = self.now();
+        self.control.connect(now)
+    }
+
+    fn send(&mut self, conn: ConnId, message: &[u8]) {
+        let now = self.now();
+        self.control.handle_message(conn, message, now, &mut self.rng);
+    }
+
+    fn apply(&mut self, id: u64, change: Change) {
+        let now = self.now();
+        self.control.apply(id, vec![(id, change)], now, &mut self.rng);
+    }
+
+    fn events(&mut self) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        while let Some(event) = self.control.poll_event() {
+            match event {
+                Event::Send { conn, message } => seen.extend(decode(&message).into_iter().map(|m| Seen::Sent(conn, m))),
+                Event::Close { conn } => seen.push(Seen::Closed(conn)),
+                Event::Store(op) => seen.push(Seen::Store(op)),
+                Event::Revoked(record) => seen.push(Seen::Revoked(record)),
+            }
+        }
+        seen
+    }
+
+    /// Hello and proof of `client`; returns the events of the proof.
+    fn authenticate(&mut self, conn: ConnId, client: &Client) -> Vec<Seen> {
+        self.send(conn, &client.hello());
+        let [Seen::Sent(_, ControlMessage::AuthResponse(response))] = &self.events()[..] else {
+            panic!("no challenge")
+        };
+        let proof = client.proof(&response.challenge, HOST);
+        self.send(conn, &proof);
+        self.events()
+    }
+
+    /// A member all the way to its first CONFIG.
+    fn join(&mut self, client: &Client, node: NodeId, seq: u64) -> (ConnId, proto::Config) {
+        let conn = self.connect();
+        let events = self.authenticate(conn, client);
+        assert!(matches!(&events[..], [Seen::Sent(_, ControlMessage::AuthResponse(_))]), "{events:?}");
+        let announce = client.announce(node, seq, START_MS / 1000);
+        self.send(conn, &announce);
+        let events = self.events();
+        let config = events
+            .iter()
+            .find_map(|e| match e {
+                Seen::Sent(to, ControlMessage::Config(config)) if *to == conn => Some(config.clone()),
+                _ => None,
+            })
+            .unwrap_or_else(|| panic!("no CONFIG in {events:?}"));
+        (conn, config)
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Seen {
+    Sent(ConnId, ControlMessage),
+    Closed(ConnId),
+    Store(StoreOp),
+    Revoked(RevocationRecord),
+}
+
+fn decode(message: &Bytes) -> Vec<ControlMessage> {
+    let mut reassembler = Reassembler::new();
+    frames(message)
+        .filter_map(|frame| {
+            let frame = frame.unwrap();
+            (frame.ty != FrameType::Pong as u8).then(|| reassembler.push(&frame).unwrap()).flatten()
+        })
+        .map(|received| received.message)
+        .collect()
+}
+
+struct Client {
+    machine: MachineKey,
+    auth_key: &'static str,
+}
+
+impl Client {
+    fn new(seed: u8) -> Self {
+        Self { machine: MachineKey::from_seed([seed; 32]), auth_key: "" }
+    }
+
+    fn record(&self, id: u32, authorized: bool) -> NodeRecord {
+        NodeRecord {
+            id: NodeId(id),
+            network_id: NetworkId(1),
+            name: format!("node-{id}"),
+            machine_key_pub: self.machine.public().0,
+            key: None,
+            virtual_ip: authorized.then(|| [10, 0, 1, id as u8].into()),
+            virtual_ip6: None,
+            host: HostInfo { hostname: "host".to_owned(), ..HostInfo::default() },
+            authorized,
+            last_seen: None,
+        }
+    }
+
+    fn hello(&self) -> Vec<u8> {
+        message(ControlMessage::AuthRequest(proto::AuthRequest {
+            protocol_version: 1,
+            machine_pub: self.machine.public().0.to_vec(),
+            host_info: Some(proto::HostInfo { hostname: "host".to_owned(), ..Default::default() }),
+            ..Default::default()
+        }))
+    }
+
+    fn proof(&self, challenge: &[u8], host: &str) -> Vec<u8> {
+        let challenge = challenge.try_into().unwrap();
+        let signed = challenge::control_message(host, &challenge, &self.machine.public());
+        message(ControlMessage::AuthRequest(proto::AuthRequest {
+            signature: self.machine.sign(&signed).to_vec(),
+            host: host.to_owned(),
+            auth_key: self.auth_key.to_owned(),
+            ..Default::default()
+        }))
+    }
+
+    fn announce(&self, node: NodeId, seq: u64, now_secs: u64) -> Vec<u8> {
+        let statement = KeyStatement {
+            network_id: NetworkId(1),
+            node_id: node,
+            machine_pub: self.machine.public(),
+            node_pub: NodeKey::generate(&mut ChaCha8Rng::seed_from_u64(seq)).public(),
+            seq,
+            not_before: now_secs,
+            not_after: now_secs + 90_000,
+            capabilities: 1,
+        };
+        let signed = SignedStatement::sign(statement, &self.machine).unwrap();
+        KeyAnnounce { src: node, dst: NodeId(0), statement: *signed.bytes(), signature: *signed.signature() }.encode()
+    }
+}
+
+fn message(message: ControlMessage) -> Vec<u8> {
+    encode(&message, Flags::default()).unwrap()
+}
+
+fn error_code(events: &[Seen]) -> Option<ErrorCode> {
+    events.iter().find_map(|e| match e {
+        Seen::Sent(_, ControlMessage::Error(error)) => ErrorCode::from_u16(error.code as u16),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_member_gets_ids_tokens_and_the_configuration() {
+    let (a, b) = (Client::new(1), Client::new(2));
+    let mut world = World::new(vec![a.record(1, true), b.record(2, true)]);
+    let conn = world.connect();
+    let events = world.authenticate(conn, &a);
+    let [Seen::Sent(_, ControlMessage::AuthResponse(response))] = &events[..] else { panic!("{events:?}") };
+    let identity = response.identity.clone().unwrap();
+    assert_eq!((identity.node_id, identity.network_id, identity.name.as_str()), (1, 1, "node-1"));
+    assert_eq!(identity.addresses, [vec![10, 0, 1, 1]]);
+    let tokens = response.tokens.clone().unwrap();
+    assert_eq!(tokens.auth_expires, START_MS / 1000 + 24 * 3600);
+    assert_eq!(tokens.relay_expires, START_MS / 1000 + 5400);
+    assert_eq!(response.server_time_ms, START_MS);
+
+    world.send(conn, &a.announce(NodeId(1), 5, START_MS / 1000));
+    let events = world.events();
+    let [
+        Seen::Store(StoreOp::SetNodeKey { node: NodeId(1), key }),
+        Seen::Store(StoreOp::Seen { node: NodeId(1), online: true }),
+        Seen::Sent(_, ControlMessage::Config(config)),
+    ] = &events[..]
+    else {
+        panic!("{events:?}")
+    };
+    assert_eq!(key.seq, 5);
+    assert_eq!(config.version, 10);
+    assert_eq!(config.peers.iter().map(|p| (p.node_id, p.online)).collect::<Vec<_>>(), [(1, true), (2, false)]);
+    assert_eq!(config.relays.iter().map(|r| (r.id, r.path.as_str())).collect::<Vec<_>>(), [(1, "/ws/data")]);
+    assert_eq!(config.network.as_ref().unwrap().name, "default");
+}
+
+#[test]
+fn peers_learn_of_a_key_once_it_is_in_the_database() {
+    let (a, b) = (Client::new(1), Client::new(2));
+    let mut world = World::new(vec![a.record(1, true), b.record(2, true)]);
+    let (conn_a, _) = world.join(&a, NodeId(1), 5);
+    world.join(&b, NodeId(2), 6);
+    world.advance(Duration::from_millis(50));
+    world.events();
+
+    let mut record = b.record(2, true);
+    record.key = Some(NodeKeyRecord { statement: vec![1; 120], signature: vec![2; 64], seq: 6 });
+    world.apply(11, Change::Node(record.clone()));
+    assert_eq!(world.events(), [], "changes are gathered for 50 ms");
+    world.advance(Duration::from_millis(50));
+    let events = world.events();
+    let updates: Vec<_> = events
+        .iter()
+        .map(|e| match e {
+            Seen::Sent(conn, ControlMessage::ConfigUpdate(update)) => (*conn, update.clone()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(updates.len(), 2, "every node of the network gets the same update");
+    let (_, update) = updates.iter().find(|(conn, _)| *conn == conn_a).unwrap();
+    assert_eq!((update.from_version, update.version), (10, 11));
+    assert_eq!(update.peers.iter().map(|p| (p.node_id, p.statement.len())).collect::<Vec<_>>(), [(2, 120)]);
+
+    world.apply(12, Change::Node(record));
+    world.advance(Duration::from_millis(50));
+    assert_eq!(world.events(), [], "a change that no node must know moves nothing");
+}
+
+#[test]
+fn presence_is_pushed_without_a_new_version() {
+    let (a, b) = (Client::new(1), Client::new(2));
+    let mut world = World::new(vec![a.record(1, true), b.record(2, true)]);
+    let (conn_a, config) = world.join(&a, NodeId(1), 5);
+    let (conn_b, _) = world.join(&b, NodeId(2), 6);
+    world.advance(Duration::from_millis(50));
+    world.events();
+    let now = world.now();
+    world.control.disconnect(conn_b, now);
+    assert_eq!(world.events(), [Seen::Store(StoreOp::Seen { node: NodeId(2), online: false })]);
+    world.advance(Duration::from_millis(50));
+    let events = world.events();
+    let [Seen::Sent(to, ControlMessage::ConfigUpdate(update))] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(*to, conn_a);
+    assert_eq!((update.from_version, update.version), (config.version, config.version));
+    assert_eq!(update.presence, [proto::Presence { node_id: 2, online: false }]);
+}
+
+#[test]
+fn a_new_machine_is_enrolled_by_the_database_and_may_wait() {
+    let client = Client { auth_key: "elk_test", ..Client::new(3) };
+    let mut world = World::new(Vec::new());
+    let conn = world.connect();
+    let events = world.authenticate(conn, &client);
+    let [Seen::Store(StoreOp::Enroll { conn: asked, request })] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(*asked, conn);
+    assert_eq!(request.machine_key_pub, client.machine.public().0);
+    assert_eq!(request.auth_key_hash, Some(edgelink_auth::auth_key::hash("elk_test")));
+
+    let pending = client.record(9, false);
+    world.apply(11, Change::Node(pending.clone()));
+    let now = world.now();
+    world.control.handle_enrolled(conn, Ok(pending), now, &mut world.rng);
+    assert_eq!(error_code(&world.events()), Some(ErrorCode::NodeNotAuthorized));
+    world.advance(Duration::from_secs(30));
+    assert_eq!(world.events(), [], "it is told once, and keeps its connection");
+
+    world.apply(12, Change::Node(client.record(9, true)));
+    let events = world.events();
+    let [Seen::Sent(to, ControlMessage::AuthResponse(response))] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(*to, conn);
+    assert_eq!(response.identity.as_ref().unwrap().addresses, [vec![10, 0, 1, 9]]);
+}
+
+#[test]
+fn enrolment_that_fails_says_why() {
+    let cases = [
+        (EnrollError::UnknownAuthKey, ErrorCode::InvalidToken),
+        (EnrollError::AuthKeyExpired, ErrorCode::TokenExpired),
+        (EnrollError::OtherNetwork, ErrorCode::InvalidToken),
+        (EnrollError::PoolExhausted("10.0.1.0/24".to_owned()), ErrorCode::Overloaded),
+        (EnrollError::TooManyPending, ErrorCode::Overloaded),
+        (EnrollError::Unavailable, ErrorCode::Unavailable),
+    ];
+    for (error, code) in cases {
+        let client = Client::new(3);
+        let mut world = World::new(Vec::new());
+        let conn = world.connect();
+        world.authenticate(conn, &client);
+        let now = world.now();
+        world.control.handle_enrolled(conn, Err(error.clone()), now, &mut world.rng);
+        let events = world.events();
+        assert_eq!(error_code(&events), Some(code), "{error}");
+        assert_eq!(events.last(), Some(&Seen::Closed(conn)));
+    }
+}
+
+#[test]
+fn a_wrong_host_signature_or_replayed_challenge_is_refused() {
+    let client = Client::new(1);
+    let cases: [(&str, fn(&Client, &[u8]) -> Vec<u8>); 3] = [
+        ("another controller's name", |c, challenge| c.proof(challenge, "evil.example.com")),
+        ("another challenge", |c, _| c.proof(&[9; 32], HOST)),
+        ("another machine", |_, challenge| Client::new(2).proof(challenge, HOST)),
+    ];
+    for (what, proof) in cases {
+        let mut world = World::new(vec![client.record(1, true)]);
+        let conn = world.connect();
+        world.send(conn, &client.hello());
+        let [Seen::Sent(_, ControlMessage::AuthResponse(response))] = &world.events()[..] else { panic!() };
+        world.send(conn, &proof(&client, &response.challenge));
+        let events = world.events();
+        assert_eq!(error_code(&events), Some(ErrorCode::BadSignature), "{what}");
+        assert_eq!(events.last(), Some(&Seen::Closed(conn)), "{what}");
+    }
+}
+
+#[test]
+fn nonsense_ends_the_connection_and_nothing_else() {
+    let client = Client::new(1);
+    let mut world = World::new(vec![client.record(1, true)]);
+    let (member, _) = world.join(&client, NodeId(1), 5);
+    world.advance(Duration::from_millis(50));
+    world.events();
+    let cases: [(&str, Vec<u8>, ErrorCode); 5] = [
+        ("garbage", vec![0x77; 40], ErrorCode::UnsupportedVersion),
+        ("a frame cut short", vec![1, 1, 0, 0, 9, 1], ErrorCode::InvalidMessage),
+        ("trailing bytes", vec![1, 0x20, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1], ErrorCode::InvalidMessage),
+        ("oversized before authentication", vec![0; 5000], ErrorCode::MessageTooLarge),
+        ("data on the control channel", vec![1, 0x10, 0, 0, 0], ErrorCode::InvalidMessage),
+    ];
+    for (what, bytes, code) in cases {
+        let conn = world.connect();
+        world.send(conn, &bytes);
+        let events = world.events();
+        assert_eq!(error_code(&events), Some(code), "{what}");
+        assert_eq!(events.last(), Some(&Seen::Closed(conn)), "{what}");
+    }
+    // Nor in pieces: AUTH_REQUEST with MORE, 4000 bytes each.
+    let conn = world.connect();
+    let piece = [&[1, 1, 4, 0x0f, 0xa0][..], &[0; 4000]].concat();
+    world.send(conn, &piece);
+    assert_eq!(world.events(), []);
+    world.send(conn, &piece);
+    assert_eq!(error_code(&world.events()), Some(ErrorCode::MessageTooLarge));
+    let conn = world.connect();
+    let now = world.now();
+    world.control.handle_text(conn, now);
+    assert_eq!(error_code(&world.events()), Some(ErrorCode::InvalidMessage));
+    assert!(world.control.is_online(NodeId(1)), "the other nodes notice nothing");
+    let _ = member;
+}
+
+#[test]
+fn an_unknown_frame_type_is_answered_and_survived() {
+    let mut world = World::new(Vec::new());
+    let conn = world.connect();
+    world.send(conn, &[1, 0x77, 0, 0, 0]);
+    let events = world.events();
+    assert_eq!(error_code(&events), Some(ErrorCode::InvalidMessage));
+    assert!(!events.contains(&Seen::Closed(conn)));
+    world.send(conn, &Client::new(1).hello());
+    assert!(matches!(&world.events()[..], [Seen::Sent(_, ControlMessage::AuthResponse(_))]));
+}
+
+#[test]
+fn authentication_has_ten_seconds() {
+    let mut world = World::new(Vec::new());
+    let conn = world.connect();
+    world.advance(Duration::from_millis(9_999));
+    assert_eq!(world.events(), []);
+    world.advance(Duration::from_millis(1));
+    assert_eq!(world.events().last(), Some(&Seen::Closed(conn)));
+}
+
+#[test]
+fn the_newest_connection_of_a_node_wins_and_the_old_ones_end_does_not_matter() {
+    let client = Client::new(1);
+    let mut world = World::new(vec![client.record(1, true)]);
+    let (old, _) = world.join(&client, NodeId(1), 5);
+    let new = world.connect();
+    let events = world.authenticate(new, &client);
+    assert!(events.contains(&Seen::Closed(old)), "{events:?}");
+    let announce = client.announce(NodeId(1), 6, START_MS / 1000);
+    world.send(new, &announce);
+    world.events();
+    let now = world.now();
+    world.control.disconnect(old, now);
+    assert!(world.control.is_online(NodeId(1)));
+}
+
+#[test]
+fn a_statement_of_another_node_or_with_a_falling_sequence_is_refused() {
+    let client = Client::new(1);
+    let mut known = client.record(1, true);
+    known.key = Some(NodeKeyRecord { statement: vec![1; 120], signature: vec![2; 64], seq: 5 });
+    let cases = [
+        ("falling sequence", client.announce(NodeId(1), 5, START_MS / 1000), ErrorCode::InvalidMachineKey),
+        ("another node", client.announce(NodeId(2), 9, START_MS / 1000), ErrorCode::InvalidMachineKey),
+        ("another machine", Client::new(2).announce(NodeId(1), 9, START_MS / 1000), ErrorCode::InvalidMachineKey),
+        ("far future", client.announce(NodeId(1), 9, START_MS / 1000 + 3600), ErrorCode::InvalidMachineKey),
+        ("expired", client.announce(NodeId(1), 9, START_MS / 1000 - 100_000), ErrorCode::InvalidMachineKey),
+    ];
+    for (what, announce, code) in cases {
+        let mut world = World::new(vec![known.clone()]);
+        let conn = world.connect();
+        world.authenticate(conn, &client);
+        world.send(conn, &announce);
+        let events = world.events();
+        assert_eq!(error_code(&events), Some(code), "{what}");
+        assert!(!events.iter().any(|e| matches!(e, Seen::Store(_))), "{what}");
+    }
+    let mut forged = client.announce(NodeId(1), 9, START_MS / 1000);
+    *forged.last_mut().unwrap() ^= 1;
+    let mut world = World::new(vec![known]);
+    let conn = world.connect();
+    world.authenticate(conn, &client);
+    world.send(conn, &forged);
+    assert_eq!(error_code(&world.events()), Some(ErrorCode::BadSignature));
+}
+
+#[test]
+fn tokens_are_refreshed_a_quarter_of_an_hour_before_they_end() {
+    let client = Client::new(1);
+    let mut world = World::new(vec![client.record(1, true)]);
+    let (conn, _) = world.join(&client, NodeId(1), 5);
+    world.advance(Duration::from_millis(50));
+    world.events();
+    let ping = edgelink_wire::ping::Ping { sent_us: 1, seq: 1 }.encode(FrameType::Ping);
+    let mut refreshed_at = None;
+    while world.elapsed < Duration::from_secs(5400) {
+        world.advance(Duration::from_secs(20));
+        for event in world.events() {
+            if let Seen::Sent(_, ControlMessage::ConfigUpdate(update)) = event {
+                let tokens = update.tokens.unwrap();
+                assert!(tokens.relay_expires >= START_MS / 1000 + world.elapsed.as_secs() + 5390);
+                refreshed_at.get_or_insert(world.elapsed.as_secs());
+            }
+        }
+        world.send(conn, &ping);
+        world.events();
+    }
+    let at = refreshed_at.unwrap();
+    assert!((4500..=4520).contains(&at), "{at}");
+}
+
+#[test]
+fn withdrawn_authorization_and_deletion_reach_the_node_and_its_peers() {
+    let (a, b) = (Client::new(1), Client::new(2));
+    let mut world = World::new(vec![a.record(1, true), b.record(2, true)]);
+    let (conn_a, _) = world.join(&a, NodeId(1), 5);
+    let (conn_b, _) = world.join(&b, NodeId(2), 6);
+    world.advance(Duration::from_millis(50));
+    world.events();
+
+    let revocation = RevocationRecord {
+        id: "node-2".to_owned(),
+        target: RevocationTarget::Node { node_id: NodeId(2), issued_before: START_MS / 1000 + 1 },
+        expires_at: START_MS / 1000 + 90_000,
+    };
+    world.apply(11, Change::Revoked(revocation.clone()));
+    world.apply(12, Change::Node(b.record(2, false)));
+    let events = world.events();
+    assert!(events.contains(&Seen::Revoked(revocation)), "relays are told at once");
+    assert!(matches!(events.iter().find(|e| matches!(e, Seen::Sent(c, _) if *c == conn_b)),
+        Some(Seen::Sent(_, ControlMessage::Error(e))) if e.code == 1006));
+    world.advance(Duration::from_millis(50));
+    let events = world.events();
+    let [Seen::Sent(to, ControlMessage::ConfigUpdate(update))] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((*to, &update.removed_peers[..]), (conn_a, &[2][..]));
+    assert_eq!(update.revocations.iter().map(|r| r.node_id).collect::<Vec<_>>(), [2]);
+
+    world.apply(13, Change::NodeDeleted(NodeId(2)));
+    assert_eq!(world.events().last(), Some(&Seen::Closed(conn_b)));
+}
+
+#[test]
+fn networks_do_not_see_each_other() {
+    let (a, b) = (Client::new(1), Client::new(2));
+    let mut other = b.record(2, true);
+    other.network_id = NetworkId(2);
+    let mut world = World::new(vec![a.record(1, true), other.clone()]);
+    let (_, config) = world.join(&a, NodeId(1), 5);
+    assert_eq!(config.peers.iter().map(|p| p.node_id).collect::<Vec<_>>(), [1]);
+    world.advance(Duration::from_millis(50));
+    world.events();
+    other.name = "renamed".to_owned();
+    world.apply(11, Change::Node(other));
+    world.advance(Duration::from_millis(50));
+    assert_eq!(world.events(), []);
+}
+
+#[test]
+fn a_node_that_is_behind_gets_everything() {
+    let (a, b) = (Client::new(1), Client::new(2));
+    let mut world = World::new(vec![a.record(1, true), b.record(2, true)]);
+    let (conn, _) = world.join(&a, NodeId(1), 5);
+    world.advance(Duration::from_millis(50));
+    world.events();
+    let ack =
+        proto::Ack { acked_type: 4, config_version: 3, error: "holds version 3".to_owned(), ..Default::default() };
+    world.send(conn, &message(ControlMessage::Ack(ack.clone())));
+    assert!(matches!(&world.events()[..], [Seen::Sent(_, ControlMessage::Config(_))]));
+    world.send(conn, &message(ControlMessage::Ack(ack)));
+    assert_eq!(world.events(), [], "at most once a second");
+}
+
+#[test]
+fn a_resync_finds_what_was_missed() {
+    let (a, b) = (Client::new(1), Client::new(2));
+    let mut world = World::new(vec![a.record(1, true), b.record(2, true)]);
+    let (conn, _) = world.join(&a, NodeId(1), 5);
+    world.advance(Duration::from_millis(50));
+    world.events();
+    let snapshot = Snapshot {
+        version: 99,
+        networks: vec![NetworkRecord {
+            id: NetworkId(1),
+            name: "default".to_owned(),
+            subnet: "10.0.1.0/24".parse().unwrap(),
+            subnet6: None,
+            description: String::new(),
+        }],
+        nodes: vec![a.record(1, true), Client::new(3).record(3, true)],
+        ..Snapshot::default()
+    };
+    let now = world.now();
+    world.control.resync(snapshot, now, &mut world.rng);
+    assert_eq!(world.control.version(), 99);
+    world.advance(Duration::from_millis(50));
+    let events = world.events();
+    let [Seen::Sent(to, ControlMessage::ConfigUpdate(update))] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(*to, conn);
+    assert_eq!(update.peers.iter().map(|p| p.node_id).collect::<Vec<_>>(), [3]);
+    assert_eq!(update.removed_peers, [2]);
+    assert_eq!(update.relays, Some(proto::RelayList::default()));
+}
+
+mod arbitrary {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever arrives, the core answers or closes, and lives.
+        #[test]
+        fn bytes_never_panic(messages in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..8)) {
+            let mut world = World::new(vec![Client::new(1).record(1, true)]);
+            let conn = world.connect();
+            for mut message in messages {
+                if let Some(first) = message.first_mut() {
+                    *first = 1;
+                }
+                world.send(conn, &message);
+            }
+            world.events();
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Drives the control core: WebSockets on `/ws/control`, the database, the clock.
+
+use crate::relay_shell::RelayShell;
+use crate::socket::{self, Core, Handle, Outbox};
+use crate::{now, os_rng};
+use bytes::Bytes;
+use edgelink_control::{ConnId, Control, Event, Stats, StoreOp};
+use edgelink_model::NodeId;
+use edgelink_model::records::EnrollError;
+use edgelink_net::ws::WebSocket;
+use edgelink_store::{Changes, NodeTouch, Store, StoreError};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, Notify};
+
+/// The change log is looked at this often; our own writes are looked at at once (DESIGN §4).
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Presence is written this often, in one transaction.
+const PRESENCE_INTERVAL: Duration = Duration::from_secs(1);
+/// Nodes that stay are written this often: a record that is not refreshed is not believed for long.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
+/// A node that reads so slowly that this much waits for it is disconnected; it gets everything when it comes back.
+const OUTBOX_LIMIT: usize = 16 << 20;
+/// Changes kept for controllers and tools that follow the log.
+const KEEP_CHANGES: u64 = 100_000;
+const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// The control plane of this process.
+pub(crate) struct Hub {
+    control: RefCell<Control>,
+    store: Store,
+    relay: Option<Rc<RelayShell>>,
+    conns: RefCell<HashMap<ConnId, Rc<Conn>>>,
+    presence: RefCell<BTreeMap<NodeId, bool>>,
+    armed: Cell<Option<Instant>>,
+    rearm: Notify,
+    /// One reader of the change log at a time, so that changes are applied in their order.
+    tail: Mutex<()>,
+    /// The database failed at the last attempt.
+    database_away: Cell<bool>,
+}
+
+#[derive(Default)]
+struct Conn {
+    handle: Rc<Handle>,
+    outbox: Outbox,
+}
+
+impl Hub {
+    pub(crate) fn new(control: Control, store: Store, relay: Option<Rc<RelayShell>>) -> Rc<Self> {
+        Rc::new(Self {
+            control: RefCell::new(control),
+            store,
+            relay,
+            conns: RefCell::default(),
+            presence: RefCell::default(),
+            armed: Cell::new(None),
+            rearm: Notify::new(),
+            tail: Mutex::new(()),
+            database_away: Cell::new(false),
+        })
+    }
+
+    /// Starts what runs beside the connections.
+    pub(crate) fn start(self: &Rc<Self>) {
+        tokio::task::spawn_local(Rc::clone(self).run_timers());
+        tokio::task::spawn_local(Rc::clone(self).run_tail());
+        tokio::task::spawn_local(Rc::clone(self).run_presence());
+        tokio::task::spawn_local(Rc::clone(self).run_pruning());
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.control.borrow().stats()
+    }
+
+    pub(crate) fn database_works(&self) -> bool {
+        !self.database_away.get()
+    }
+
+    /// A node's connection, from its upgrade to its end.
+    pub(crate) async fn connection(self: Rc<Self>, ws: WebSocket) {
+        let conn = Rc::new(Conn::default());
+        let id = self.control.borrow_mut().connect(now());
+        self.conns.borrow_mut().insert(id, Rc::clone(&conn));
+        self.pump();
+        let handle = Rc::clone(&conn.handle);
+        socket::drive(ws, handle, &NodeSocket { hub: &self, id, conn: &conn }).await;
+        self.conns.borrow_mut().remove(&id);
+        self.control.borrow_mut().disconnect(id, now());
+        self.pump();
+    }
+
+    /// Does what the core wants done. Called after everything that was fed to it.
+    fn pump(self: &Rc<Self>) {
+        loop {
+            let event = self.control.borrow_mut().poll_event();
+            let Some(event) = event else { break };
+            match event {
+                Event::Send { conn, message } => self.send(conn, message),
+                Event::Close { conn } => {
+                    if let Some(conn) = self.conns.borrow().get(&conn) {
+                        conn.handle.close(true);
+                    }
+                }
+                Event::Store(op) => self.store(op),
+                Event::Revoked(record) => {
+                    if let Some(relay) = &self.relay {
+                        relay.revoke(&record);
+                    }
+                }
+            }
+        }
+        let deadline = self.control.borrow().poll_timeout();
+        if deadline != self.armed.get() {
+            self.armed.set(deadline);
+            self.rearm.notify_one();
+        }
+    }
+
+    fn send(&self, id: ConnId, message: Bytes) {
+        let Some(conn) = self.conns.borrow().get(&id).cloned() else { return };
+        if conn.outbox.push(message, OUTBOX_LIMIT) {
+            conn.handle.wake.notify_one();
+        } else {
+            tracing::debug!("a node does not read its control channel; disconnected");
+            conn.handle.close(false);
+        }
+    }
+
+    fn store(self: &Rc<Self>, op: StoreOp) {
+        let this = Rc::clone(self);
+        match op {
+            StoreOp::Seen { node, online } => {
+                self.presence.borrow_mut().insert(node, online);
+            }
+            StoreOp::SetNodeKey { node, key } => {
+                tokio::task::spawn_local(async move {
+                    match this.store.set_node_key(node, key).await {
+                        Ok(()) => this.follow().await,
+                        // The node announces itself to its peers as well; the next rotation repairs the record.
+                        Err(error) => tracing::warn!(%node, %error, "a node's key was not kept"),
+                    }
+                });
+            }
+            StoreOp::Enroll { conn, request } => {
+                tokio::task::spawn_local(async move {
+                    let outcome = this.store.enroll(request).await;
+                    if matches!(outcome, Err(EnrollError::Unavailable)) {
+                        tracing::warn!("a node cannot enrol: the database does not answer");
+                    }
+                    // The core must know the change before it hears of the outcome.
+                    this.follow().await;
+                    this.control.borrow_mut().handle_enrolled(conn, outcome, now(), &mut os_rng());
+                    this.pump();
+                });
+            }
+        }
+    }
+
+    /// Applies what any process has committed since the last look.
+    async fn follow(self: &Rc<Self>) {
+        let _one_at_a_time = self.tail.lock().await;
+        let position = self.control.borrow().version();
+        let outcome = match self.store.changes_after(position).await {
+            Ok(Changes::Some { changes, .. }) if changes.is_empty() => Ok(()),
+            Ok(Changes::Some { version, changes }) => {
+                self.control.borrow_mut().apply(version, changes, now(), &mut os_rng());
+                self.pump();
+                Ok(())
+            }
+            Ok(Changes::Resync) => self.resync().await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(()) if self.database_away.replace(false) => tracing::info!("the database answers again"),
+            Ok(()) => {}
+            Err(error) if !self.database_away.replace(true) => {
+                tracing::error!(%error, "the database does not answer; the network goes on with what is known");
+            }
+            Err(_) => {}
+        }
+    }
+
+    async fn resync(self: &Rc<Self>) -> Result<(), StoreError> {
+        let snapshot = self.store.snapshot().await?;
+        tracing::info!(version = snapshot.version, "read the whole database again");
+        self.control.borrow_mut().resync(snapshot, now(), &mut os_rng());
+        self.pump();
+        Ok(())
+    }
+
+    async fn run_tail(self: Rc<Self>) {
+        let mut interval = tokio::time::interval(POLL_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            self.follow().await;
+        }
+    }
+
+    async fn run_timers(self: Rc<Self>) {
+        loop {
+            let sleep = async {
+                match self.armed.get() {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = sleep => {
+                    self.control.borrow_mut().handle_timeout(now(), &mut os_rng());
+                    self.armed.set(None);
+                    self.pump();
+                }
+                () = self.rearm.notified() => {}
+            }
+        }
+    }
+
+    /// Batches presence: one transaction a second at most, however many nodes come and go.
+    async fn run_presence(self: Rc<Self>) {
+        let mut interval = tokio::time::interval(PRESENCE_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut refreshed = Instant::now();
+        loop {
+            interval.tick().await;
+            if refreshed.elapsed() >= REFRESH_INTERVAL {
+                refreshed = Instant::now();
+                let online: Vec<NodeId> = self.control.borrow().online().collect();
+                let mut presence = self.presence.borrow_mut();
+                online.into_iter().for_each(|node| {
+                    presence.entry(node).or_insert(true);
+                });
+            }
+            self.write_presence().await;
+        }
+    }
+
+    /// Writes what has been gathered; called at the end too.
+    pub(crate) async fn write_presence(&self) {
+        let batch = std::mem::take(&mut *self.presence.borrow_mut());
+        if batch.is_empty() {
+            return;
+        }
+        let last_seen = now().unix_ms;
+        let touches: Vec<NodeTouch> =
+            batch.into_iter().map(|(id, online)| NodeTouch { id, online, last_seen }).collect();
+        if let Err(error) = self.store.touch_nodes(&touches).await {
+            tracing::debug!(%error, "presence not written");
+        }
+    }
+
+    async fn run_pruning(self: Rc<Self>) {
+        let mut interval = tokio::time::interval(PRUNE_INTERVAL);
+        loop {
+            interval.tick().await;
+            let changes = self.store.prune_changes(KEEP_CHANGES).await;
+            let revocations = self.store.prune_revocations().await;
+            if let Err(error) = changes.and(revocations) {
+                tracing::debug!(%error, "old records not pruned");
+            }
+        }
+    }
+}
+
+struct NodeSocket<'a> {
+    hub: &'a Rc<Hub>,
+    id: ConnId,
+    conn: &'a Conn,
+}
+
+impl Core for NodeSocket<'_> {
+    fn message(&self, message: Bytes) {
+        self.hub.control.borrow_mut().handle_message(self.id, &message, now(), &mut os_rng());
+    }
+
+    fn text(&self) {
+        self.hub.control.borrow_mut().handle_text(self.id, now());
+    }
+
+    fn pump(&self) {
+        self.hub.pump();
+    }
+
+    fn transmit(&self, bytes: usize, out: &mut Vec<Bytes>) {
+        self.conn.outbox.take(bytes, out);
+    }
+}

@@ -1,0 +1,224 @@
+//! The EdgeLink controller: HTTPS and WSS on one port, the database, and the built-in relay, on one thread.
+#![forbid(unsafe_code)]
+#![allow(clippy::disallowed_methods, reason = "a shell: the place where clocks are read")]
+
+mod certificate;
+mod http;
+mod hub;
+mod relay_shell;
+mod setup;
+mod socket;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+use edgelink_config::{Config as _, ControllerConfig, Env};
+use edgelink_control::Control;
+use edgelink_model::Now;
+use edgelink_net::server::{self, Peer};
+use edgelink_net::tcp::Listener;
+use edgelink_relay::{Relay, RelayConfig};
+use getrandom::SysRng;
+use http::Front;
+use hub::Hub;
+use rand_core::UnwrapErr;
+use relay_shell::RelayShell;
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+use tracing_subscriber::EnvFilter;
+
+/// Without EDGELINK_LOG: what an operator wants to read.
+const DEFAULT_LOG: &str = "info,sea_orm_migration=warn,sqlx=warn";
+
+/// The EdgeLink controller.
+#[derive(Debug, Parser)]
+#[command(name = "edgelink-controller", version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Configuration file; without it embedded defaults are used.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address and port to listen on.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// Directory for database, CA and keys.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Administration: the same commands as edgelink-ctl.
+    #[command(disable_help_flag = true)]
+    Ctl {
+        /// See `edgelink-controller ctl --help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Configuration files.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print a commented configuration to start from.
+    Init,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Ctl { arguments }) => {
+            let name = OsString::from("edgelink-controller ctl");
+            return edgelink_ctl::main(std::iter::once(name).chain(arguments));
+        }
+        Some(Command::Config(ConfigCommand::Init)) => {
+            print!("{}", edgelink_config::starter::<ControllerConfig>());
+            return ExitCode::SUCCESS;
+        }
+        None => {}
+    }
+    let filter = std::env::var("EDGELINK_LOG").unwrap_or_else(|_| DEFAULT_LOG.to_owned());
+    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+    match run(cli.run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edgelink-controller: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: RunArgs) -> Result<()> {
+    let env = Env::new(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v))));
+    let mut config: ControllerConfig = edgelink_config::load(args.config.as_deref(), &env)?;
+    if let Some(listen) = args.listen {
+        config.listen.http = listen;
+    }
+    if let Some(dir) = args.state_dir {
+        config.state_dir = Some(dir);
+    }
+    for warning in config.validate()? {
+        tracing::warn!("{warning}");
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    LocalSet::new().block_on(&runtime, serve(config, env))
+}
+
+async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    // Before anything is made on disk: a port in use is the commonest mistake.
+    let listener = Listener::bind(config.listen.http)?;
+    let address = listener.local_addr();
+    // Before the database starts threads of its own: capabilities are a thread's.
+    if let Err(error) = edgelink_os::privileges::drop_all() {
+        tracing::warn!(%error, "privileges kept");
+    }
+    let state = setup::State::open(&config, &env).await?;
+    let issuer = setup::issuer(&config, &state.store).await?;
+    let identity = setup::identity(&config, &state.dir, address.port()).await?;
+    state.store.set_revocation_lifetime(setup::longest_token_life(&config)).await?;
+    let builtin = setup::builtin_server(&config, &state.store).await?;
+    if config.builtin_stun.enabled {
+        tracing::info!("the built-in STUN server is not part of this version; nodes use relays");
+    }
+
+    let relay = match config.builtin_relay.enabled {
+        true => Some(RelayShell::new(Relay::new(RelayConfig::new(builtin.id), issuer.relay_verifier()?))),
+        false => None,
+    };
+    let algorithm = setup::algorithm_name(&issuer);
+    let control_config = setup::control_config(&config, identity.hosts.clone());
+    let control = Control::new(control_config, issuer, state.store.snapshot().await?);
+    if let Some(relay) = &relay {
+        relay.set_revocations(control.revocations());
+        relay.start();
+    }
+    let hub = Hub::new(control, state.store.clone(), relay.clone());
+    hub.start();
+
+    let front = Rc::new(Front {
+        hub: Rc::clone(&hub),
+        relay,
+        control_path: config.listen.ws_control.as_str().to_owned(),
+        data_path: config.builtin_relay.ws_data.as_str().to_owned(),
+        trusted_proxies: config.trusted_proxies.clone(),
+    });
+    tracing::info!(%address, algorithm, state = %state.dir.display(), "edgelink-controller {}", env!("CARGO_PKG_VERSION"));
+    print_join_command(&identity, setup::first_auth_key(&state.store).await?);
+    println!("ready {} on {address}", identity.url);
+
+    let shutdown = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let tls = identity.tls;
+    server::serve(
+        listener,
+        || tls.clone(),
+        |peer: Peer| {
+            let front = Rc::clone(&front);
+            Some(hyper::service::service_fn(move |request| {
+                let response = front.handle(request, peer);
+                async move { Ok::<_, Infallible>(response) }
+            }))
+        },
+        shutdown,
+    )
+    .await;
+    tracing::info!("ending");
+    hub.write_presence().await;
+    state.store.close().await?;
+    Ok(())
+}
+
+/// Tells the person at the terminal how a node joins. The key is in no log: it is printed once, at the first start, and
+/// is valid for an hour.
+fn print_join_command(identity: &setup::Identity, key: Option<String>) {
+    let pin = identity.pin.map(|pin| format!(" --pin {pin}")).unwrap_or_default();
+    match key {
+        Some(key) => eprintln!(
+            "\nJoin a node within the next hour (start its daemon with `edgelink run` first):\n\n    \
+             edgelink up {} --key {key}{pin}\n",
+            identity.url
+        ),
+        None => eprintln!(
+            "\nJoin a node (make an AUTHKEY with `edgelink-ctl token generate --type auth-key --network default`):\n\n    \
+             edgelink up {} --key AUTHKEY{pin}\n",
+            identity.url
+        ),
+    }
+}
+
+/// The present on both clocks.
+pub(crate) fn now() -> Now {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { mono: Instant::now(), unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX) }
+}
+
+/// The kernel's random numbers.
+pub(crate) fn os_rng() -> UnwrapErr<SysRng> {
+    UnwrapErr(SysRng)
+}

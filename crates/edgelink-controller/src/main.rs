@@ -1,0 +1,5 @@
+//! Binary `edgelink-controller`.
+
+fn main() -> std::process::ExitCode {
+    edgelink_controller::main()
+}

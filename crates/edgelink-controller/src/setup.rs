@@ -1,0 +1,211 @@
+//! From a configuration to a controller that is ready to serve: directory, database, keys, certificate, records.
+
+use crate::certificate::{self, OwnCertificate};
+use crate::os_rng;
+use anyhow::{Context as _, Result, bail};
+use edgelink_auth::auth_key;
+use edgelink_auth::token::{Algorithm, Issuer, TokenKeys};
+use edgelink_config::{ControllerConfig, DatabaseType, Env, Tls};
+use edgelink_control::{ControlConfig, NodeSettings};
+use edgelink_model::NetworkId;
+use edgelink_model::records::{ServerKind, ServerRecord};
+use edgelink_net::tls::{self, Pin};
+use edgelink_os::{files, host, net::Netlink};
+use edgelink_store::{NewAuthKey, Store};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Settings key of the keys that the controller made for its tokens.
+const TOKEN_KEYS: &str = "token_keys";
+/// How long the key of the join command that the first start prints is valid.
+const FIRST_KEY_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// The state directory and the database in it.
+pub(crate) struct State {
+    pub(crate) dir: PathBuf,
+    pub(crate) store: Store,
+}
+
+impl State {
+    /// Makes what is missing.
+    pub(crate) async fn open(config: &ControllerConfig, env: &Env) -> Result<Self> {
+        let root = nix::unistd::geteuid().is_root();
+        let dir = config.state_dir(env, root);
+        files::create_private_dir(&dir)?;
+        if config.database.kind == DatabaseType::MariaDb {
+            bail!("database.type \"mariadb\" is not supported by this version; use \"sqlite\"");
+        }
+        let path = config.database_path(env, root);
+        if let Some(parent) = path.parent() {
+            files::create_private_dir(parent)?;
+        }
+        let store = Store::open(&path, true).await?;
+        // Nobody is connected to a process that has just begun.
+        store.reset_presence().await?;
+        Ok(Self { dir, store })
+    }
+}
+
+/// The keys that tokens are made with: configured ones, or ones kept in the database.
+pub(crate) async fn issuer(config: &ControllerConfig, store: &Store) -> Result<Issuer> {
+    let kept =
+        store.setting_or_insert_with(TOKEN_KEYS, || TokenKeys::generate(&mut os_rng()).serialise().to_string()).await?;
+    let keys = TokenKeys::deserialise(&kept).context("the token keys in the database are damaged; restore a backup")?;
+    let Some(jwt) = &config.jwt else { return Ok(Issuer::new(&keys)) };
+    let keys = match jwt.algorithm() {
+        edgelink_config::Algorithm::Hs256 => keys.with_hs256(jwt.secret.as_ref().map(|s| s.expose()))?,
+        edgelink_config::Algorithm::Rs256 => {
+            let path = jwt.private_key.as_ref().context(
+                "RS256 needs jwt.private_key; make one: openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072",
+            )?;
+            keys.with_rs256(&files::read_private(path)?)?
+        }
+        edgelink_config::Algorithm::EdDsa => keys,
+    };
+    Ok(Issuer::new(&keys))
+}
+
+/// Names under which this controller may be dialled, and its certificate.
+pub(crate) struct Identity {
+    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
+    /// Names in the certificate of our own making, or in `public_url`.
+    pub(crate) hosts: BTreeSet<String>,
+    /// What nodes are told to pin; only with our own CA.
+    pub(crate) pin: Option<Pin>,
+    /// `wss://HOST[:PORT]` to print.
+    pub(crate) url: String,
+}
+
+/// Prepares TLS and finds out how the controller is called.
+pub(crate) async fn identity(config: &ControllerConfig, dir: &Path, port: u16) -> Result<Identity> {
+    let addresses = own_addresses().await;
+    let best = addresses.first().copied();
+    let public: BTreeSet<String> = config.public_url.0.iter().map(|u| bare(u.host())).collect();
+    let url = match (config.public_url.0.first(), best) {
+        (Some(url), _) => url.origin(),
+        (None, address) => {
+            let host = match address {
+                Some(IpAddr::V6(v6)) => format!("[{v6}]"),
+                Some(v4) => v4.to_string(),
+                None => "localhost".to_owned(),
+            };
+            let scheme = if config.tls == Tls::Plain { "ws" } else { "wss" };
+            let standard = if config.tls == Tls::Plain { 80 } else { 443 };
+            if port == standard { format!("{scheme}://{host}") } else { format!("{scheme}://{host}:{port}") }
+        }
+    };
+    match &config.tls {
+        Tls::OwnCertificate => {
+            let mut names = public.clone();
+            names.extend(addresses.iter().map(ToString::to_string));
+            names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+            let hostname = host::hostname().to_ascii_lowercase();
+            if hostname.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.') && !hostname.is_empty() {
+                names.insert(hostname);
+            }
+            let OwnCertificate { chain, key, pin } = certificate::own(dir, &names, SystemTime::now())?;
+            let tls = tls::server_config(chain.as_bytes(), key.as_bytes())?;
+            Ok(Identity { tls: Some(tls), hosts: names, pin: Some(pin), url })
+        }
+        Tls::Plain => Ok(Identity { tls: None, hosts: public, pin: None, url }),
+        Tls::Files(tls_files) => {
+            let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+            let tls = tls::server_config(&read(&tls_files.cert)?, &read(&tls_files.key)?)?;
+            Ok(Identity { tls: Some(tls), hosts: public, pin: None, url })
+        }
+    }
+}
+
+/// The core's settings from the configuration.
+pub(crate) fn control_config(config: &ControllerConfig, hosts: BTreeSet<String>) -> ControlConfig {
+    let rotate = config.security.node_key_rotate_hours.duration().as_secs();
+    ControlConfig {
+        hosts,
+        require_authorization: config.security.require_authorization,
+        auth_token_lifetime: config.tokens.auth_expire_hours.duration(),
+        relay_token_lifetime: config.tokens.relay_expire_hours.duration(),
+        settings: NodeSettings {
+            node_key_rotate_secs: u32::try_from(rotate).unwrap_or(u32::MAX),
+            builtin_relay_path: config.builtin_relay.enabled.then(|| config.builtin_relay.ws_data.as_str().to_owned()),
+            ..ControlConfig::default().settings
+        },
+    }
+}
+
+/// How long a token can be honoured at most: its lifetime, the grace of a relay that has lost its controller (DESIGN §3),
+/// and clock leeway. Revocations are kept as long.
+pub(crate) fn longest_token_life(config: &ControllerConfig) -> Duration {
+    const GRACE: Duration = Duration::from_secs(24 * 3600);
+    const LEEWAY: Duration = Duration::from_secs(3600);
+    let relay = config.tokens.relay_expire_hours.duration() + GRACE;
+    config.tokens.auth_expire_hours.duration().max(relay) + LEEWAY
+}
+
+/// Brings the built-in server's record in line with the configuration, and returns it.
+pub(crate) async fn builtin_server(config: &ControllerConfig, store: &Store) -> Result<ServerRecord> {
+    let servers = store.servers().await?;
+    let found = servers.into_iter().map(|s| s.record).find(|r| r.kind == ServerKind::Builtin);
+    let record = found.context("the database has no built-in server; restore a backup")?;
+    let wanted = ServerRecord { relay: config.builtin_relay.enabled, ..record.clone() };
+    if wanted != record {
+        store.update_server(&wanted).await?;
+    }
+    Ok(wanted)
+}
+
+/// A pre-auth key for the very first nodes, when nobody has joined and no key was ever made; `None` later.
+pub(crate) async fn first_auth_key(store: &Store) -> Result<Option<String>> {
+    if store.counts().await?.nodes > 0 || !store.auth_keys().await?.is_empty() {
+        return Ok(None);
+    }
+    let key = auth_key::generate(&mut os_rng());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let expires = now + FIRST_KEY_LIFETIME;
+    let new = NewAuthKey {
+        key_hash: auth_key::hash(&key),
+        network_id: NetworkId(1),
+        reusable: true,
+        preauthorized: true,
+        expires_at: Some(u64::try_from(expires.as_millis()).unwrap_or(u64::MAX)),
+    };
+    store.create_auth_key(new).await?;
+    Ok(Some(key.to_string()))
+}
+
+/// The algorithm's name, for the log.
+pub(crate) fn algorithm_name(issuer: &Issuer) -> &'static str {
+    match issuer.algorithm() {
+        Algorithm::EdDsa => "EdDSA",
+        Algorithm::Hs256 => "HS256",
+        Algorithm::Rs256 => "RS256",
+    }
+}
+
+/// Addresses of this host, the one with the default route first, loopback and link-local ones left out.
+async fn own_addresses() -> Vec<IpAddr> {
+    let default = match Netlink::open() {
+        Ok(netlink) => netlink.default_route_address().await.ok().flatten(),
+        Err(_) => None,
+    };
+    let mut all: Vec<IpAddr> = default.into_iter().collect();
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    for address in interfaces.filter_map(|i| i.address) {
+        let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => IpAddr::V4(v4.ip()),
+            (_, Some(v6)) if !v6.ip().is_unicast_link_local() => IpAddr::V6(v6.ip()),
+            _ => continue,
+        };
+        if !ip.is_loopback() && !all.contains(&ip) {
+            all.push(ip);
+        }
+    }
+    all
+}
+
+/// A host without the brackets of IPv6, as clients sign it.
+fn bare(host: &str) -> String {
+    host.trim_matches(['[', ']']).to_ascii_lowercase()
+}

@@ -1,0 +1,217 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use edgelink_store::parse_subnet;
+use ipnet::Ipv4Net;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Administer EdgeLink.
+#[derive(Debug, Parser)]
+#[command(name = "edgelink-ctl", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// The controller's database [default: edgelink.db here, else the controller's own]
+    #[arg(long, value_name = "PATH", global = true)]
+    pub(crate) db: Option<PathBuf>,
+    /// The controller's configuration file, which names the database
+    #[arg(long, value_name = "FILE", global = true, env = "EDGELINK_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print results only, no remarks
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Manage networks
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// Manage nodes
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Show relay and STUN servers
+    #[command(subcommand)]
+    Server(ServerCommand),
+    /// Make auth keys, revoke tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Show what there is, in numbers
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// List networks
+    List,
+    /// Make a network
+    Create {
+        /// Unique name: letters, digits, '.', '_', '-'
+        #[arg(long)]
+        name: String,
+        /// Where node addresses come from, such as 10.100.0.0/16
+        #[arg(long, value_name = "CIDR", value_parser = |s: &str| parse_subnet(s))]
+        subnet: Ipv4Net,
+        /// Free text
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        description: String,
+    },
+    /// Show a network
+    Show {
+        #[command(flatten)]
+        network: NetworkRef,
+    },
+    /// Delete a network that has no nodes
+    Delete {
+        #[command(flatten)]
+        network: NetworkRef,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NetworkRef {
+    /// The network's id or name
+    #[arg(value_name = "ID|NAME")]
+    pub(crate) network: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// List nodes
+    List {
+        /// Only this network's (id or name)
+        #[arg(long, value_name = "ID|NAME")]
+        network: Option<String>,
+        /// Only those that are connected
+        #[arg(long)]
+        online: bool,
+    },
+    /// Show a node
+    Show(NodeRef),
+    /// Let a node join, with an address of its network
+    Authorize(NodeRef),
+    /// Bar a node and revoke its tokens
+    Deauthorize(NodeRef),
+    /// Give a node another name
+    Rename {
+        #[command(flatten)]
+        node: NodeRef,
+        /// Unique in the network: letters, digits, '.', '_', '-'
+        #[arg(value_name = "NEW-NAME")]
+        name: String,
+    },
+    /// Forget a node, free its address and revoke its tokens
+    Delete(NodeRef),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeRef {
+    /// The node's id or name
+    #[arg(value_name = "ID|NAME")]
+    pub(crate) node: String,
+    /// The network (id or name) to look for the name in
+    #[arg(long, value_name = "ID|NAME")]
+    pub(crate) network: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServerCommand {
+    /// List servers
+    List,
+    /// Show a server
+    Show {
+        /// The server's id or name
+        #[arg(value_name = "ID|NAME")]
+        server: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a key with which nodes join
+    Generate {
+        /// What to make
+        #[arg(long = "type", value_enum, value_name = "TYPE")]
+        kind: TokenKind,
+        /// The network (id or name) that it opens
+        #[arg(long, value_name = "ID|NAME")]
+        network: String,
+        /// Good for any number of machines
+        #[arg(long)]
+        reusable: bool,
+        /// Its nodes need no `node authorize`
+        #[arg(long)]
+        preauthorize: bool,
+        /// How long it may be used: 90s, 15m, 24h, 7d or never
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_lifetime)]
+        expires: Lifetime,
+    },
+    /// Revoke a token or all tokens of a node; without either, list what is revoked
+    Blacklist {
+        /// The token's jti
+        #[arg(conflicts_with = "node")]
+        jti: Option<String>,
+        /// All tokens of this node (id or name)
+        #[arg(long, value_name = "ID|NAME")]
+        node: Option<String>,
+        /// Why
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TokenKind {
+    /// A key with which a new node joins
+    AuthKey,
+}
+
+/// `None`: never ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lifetime(pub(crate) Option<Duration>);
+
+fn parse_lifetime(text: &str) -> Result<Lifetime, String> {
+    if text == "never" {
+        return Ok(Lifetime(None));
+    }
+    let advice = || "give a number and a unit, such as 90s, 15m, 24h or 7d, or never".to_owned();
+    let unit = text.chars().last().ok_or_else(advice)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(advice()),
+    };
+    let number = text.strip_suffix(unit).filter(|n| n.bytes().all(|b| b.is_ascii_digit())).ok_or_else(advice)?;
+    match number.parse::<u64>().map_err(|_| advice())?.checked_mul(seconds) {
+        Some(0) => Err("a key that ends at once is of no use".into()),
+        Some(seconds) if seconds <= 3650 * 86_400 => Ok(Lifetime(Some(Duration::from_secs(seconds)))),
+        _ => Err("at most 3650d, or never".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn lifetimes() {
+        for (text, seconds) in [("1s", 1), ("15m", 900), ("24h", 86_400), ("7d", 604_800), ("3650d", 315_360_000)] {
+            assert_eq!(parse_lifetime(text), Ok(Lifetime(Some(Duration::from_secs(seconds)))));
+        }
+        assert_eq!(parse_lifetime("never"), Ok(Lifetime(None)));
+        for bad in ["", "24", "h", "-1h", "+1h", "1.5h", "0h", "3651d", "99999999999999999999d", "24H", "1 h", "1é"] {
+            assert!(parse_lifetime(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! What can go wrong, and the exit code that says so.
+
+use edgelink_config::ConfigError;
+use edgelink_store::StoreError;
+use std::io;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CtlError {
+    /// The command makes no sense as given.
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot write the result: {0}")]
+    Output(#[from] io::Error),
+    #[error("cannot write the result: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("the system gives no random numbers: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+impl CtlError {
+    /// As DESIGN §8 has them.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Config(_) | Self::Store(StoreError::Invalid(_)) => 2,
+            Self::Store(StoreError::Open { denied: true, .. }) => 4,
+            Self::Store(StoreError::Missing(_) | StoreError::Locked(_) | StoreError::Open { .. }) => 3,
+            Self::Store(_) | Self::Output(_) | Self::Json(_) | Self::Random(_) => 1,
+        }
+    }
+}

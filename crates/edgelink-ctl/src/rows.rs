@@ -1,0 +1,121 @@
+//! What the store says, as REST objects.
+
+use edgelink_api::rest;
+use edgelink_api::rest::Timestamp;
+use edgelink_model::records::{RevocationTarget, RouteRecord, ServerKind};
+use edgelink_store::{Counts, NetworkDetails, NodeDetails, RevocationDetails, ServerDetails};
+
+/// A row of `networks`.
+pub fn network(details: NetworkDetails) -> rest::Network {
+    let record = details.record;
+    rest::Network {
+        id: record.id.0,
+        name: record.name,
+        subnet: record.subnet.to_string(),
+        subnet6: record.subnet6.map(|s| s.to_string()),
+        description: record.description,
+        nodes: details.nodes,
+        created_at: Timestamp::from_unix_ms(details.created_at),
+        updated_at: Timestamp::from_unix_ms(details.updated_at),
+    }
+}
+
+/// A row of `nodes`.
+pub fn node(details: NodeDetails) -> rest::Node {
+    let record = details.record;
+    rest::Node {
+        id: record.id.0,
+        network_id: record.network_id.0,
+        name: record.name,
+        machine_key_pub: record.machine_key_pub.iter().map(|b| format!("{b:02x}")).collect(),
+        node_key_pub: details.node_key_pub,
+        node_key_updated_at: details.node_key_updated_at.map(Timestamp::from_unix_ms),
+        virtual_ip: record.virtual_ip.map(|ip| ip.to_string()),
+        virtual_ip6: record.virtual_ip6.map(|ip| ip.to_string()),
+        hostname: record.host.hostname,
+        os: record.host.os,
+        arch: record.host.arch,
+        version: record.host.version,
+        nat_type: details.nat_type,
+        online: details.online,
+        last_seen: record.last_seen.map(Timestamp::from_unix_ms),
+        authorized: record.authorized,
+        created_at: Timestamp::from_unix_ms(details.created_at),
+        updated_at: Timestamp::from_unix_ms(details.updated_at),
+    }
+}
+
+/// A row of `node_routes`.
+pub fn route(record: RouteRecord) -> rest::NodeRoute {
+    rest::NodeRoute {
+        id: record.id,
+        node_id: record.node_id.0,
+        cidr: record.cidr.to_string(),
+        priority: record.priority,
+        weight: record.weight,
+        enabled: record.enabled,
+    }
+}
+
+/// A row of `servers`.
+pub fn server(details: ServerDetails) -> rest::Server {
+    let record = details.record;
+    let capabilities = [(record.relay, "relay"), (record.stun, "stun")];
+    rest::Server {
+        id: record.id.0,
+        name: record.name,
+        kind: match record.kind {
+            ServerKind::Builtin => "builtin",
+            ServerKind::External => "external",
+        }
+        .into(),
+        url: record.url,
+        region: record.region,
+        capabilities: capabilities.iter().filter(|(has, _)| *has).map(|(_, name)| (*name).to_owned()).collect(),
+        stun_ip: record.stun_ip.map(|ip| ip.to_string()),
+        stun_ip2: record.stun_ip2.map(|ip| ip.to_string()),
+        stun_port: record.stun_port,
+        enabled: record.enabled,
+        last_heartbeat: details.last_heartbeat.map(Timestamp::from_unix_ms),
+        created_at: Timestamp::from_unix_ms(details.created_at),
+    }
+}
+
+/// A row of `token_blacklist`.
+pub fn revocation(details: RevocationDetails) -> rest::Revocation {
+    let seconds = |s: u64| Timestamp::from_unix_ms(s.saturating_mul(1000));
+    let (node_id, issued_before) = match details.record.target {
+        RevocationTarget::Jti(_) => (None, None),
+        RevocationTarget::Node { node_id, issued_before } => (Some(node_id.0), Some(seconds(issued_before))),
+    };
+    rest::Revocation {
+        jti: details.record.id,
+        node_id,
+        issued_before,
+        reason: details.reason,
+        expires_at: seconds(details.record.expires_at),
+        created_at: Timestamp::from_unix_ms(details.created_at),
+    }
+}
+
+/// The overview.
+pub fn overview(counts: Counts) -> rest::Overview {
+    rest::Overview {
+        version: env!("CARGO_PKG_VERSION").into(),
+        config_version: counts.version,
+        networks: counts.networks,
+        nodes: rest::NodeCounts {
+            total: counts.nodes,
+            authorized: counts.authorized,
+            unauthorized: counts.nodes.saturating_sub(counts.authorized),
+            online: counts.online,
+        },
+        servers: rest::ServerCounts { total: counts.servers, enabled: counts.servers_enabled },
+        revocations: counts.revocations,
+    }
+}
+
+/// What is left of a deleted row.
+pub fn deleted(id: u32) -> rest::Deleted {
+    rest::Deleted { id, deleted: true }
+}

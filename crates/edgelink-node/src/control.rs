@@ -1,0 +1,364 @@
+//! `/ws/control` from the node's side: authentication, CONFIG, tokens, PING, reconnect (DESIGN §3, §4).
+
+use crate::backoff::{Backoff, jitter};
+use crate::link::{LinkId, Target};
+use crate::timers::Timer;
+use crate::{Drop, Event, Identity, Node};
+use edgelink_auth::challenge;
+use edgelink_model::{ErrorCode, NetworkId, NodeId, Now};
+use edgelink_wire::control::{self, ControlMessage, Reassembler, Received, proto};
+use edgelink_wire::ping::Ping;
+use edgelink_wire::{Flags, FrameType};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// From dialling to the outcome of authentication.
+const HANDSHAKE: Duration = Duration::from_secs(20);
+/// PINGs are at most this far apart, so that no proxy takes the connection for idle (DESIGN §9).
+pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// A connection that has been silent for this long is dead.
+pub(crate) const SILENCE: Duration = Duration::from_secs(45);
+
+/// The control channel.
+#[derive(Default)]
+pub(crate) struct Control {
+    link: Option<LinkId>,
+    phase: Phase,
+    backoff: Backoff,
+    reassembler: Reassembler,
+    last_received: Option<Instant>,
+    ping_seq: u32,
+    ack_requests: u64,
+    pub(crate) rtt: Option<Duration>,
+    /// Why the last attempt ended.
+    pub(crate) problem: Option<String>,
+    /// The controller's final word, until it changes its mind.
+    pub(crate) refusal: Option<Refusal>,
+}
+
+/// The controller will not have us.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) code: ErrorCode,
+    pub(crate) message: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Not dialled, or being dialled.
+    #[default]
+    Down,
+    /// Machine key sent.
+    Hello,
+    /// Signature sent.
+    Proof,
+    /// An administrator must let us in.
+    Waiting,
+    /// Member.
+    Ready,
+}
+
+impl Control {
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+}
+
+impl Node {
+    pub(crate) fn dial_control(&mut self) {
+        self.control.phase = Phase::Down;
+        self.control.link = Some(self.dial(Target::Control));
+    }
+
+    pub(crate) fn control_connected(&mut self, link: LinkId, now: Now) {
+        self.control.phase = Phase::Hello;
+        self.control.reassembler = Reassembler::new();
+        self.control.last_received = Some(now.mono);
+        self.control.ack_requests = 0;
+        let host = &self.config.host;
+        let request = proto::AuthRequest {
+            protocol_version: edgelink_wire::VERSION.into(),
+            capabilities: self.config.capabilities,
+            machine_pub: self.machine.public().0.to_vec(),
+            host_info: Some(proto::HostInfo {
+                hostname: host.hostname.clone(),
+                os: host.os.clone(),
+                arch: host.arch.clone(),
+                version: host.version.clone(),
+            }),
+            ..Default::default()
+        };
+        self.send_message(link, ControlMessage::AuthRequest(request));
+        self.timers.set(Timer::Control, now.mono + HANDSHAKE);
+    }
+
+    pub(crate) fn control_closed(&mut self, reason: &str, now: Now, rng: &mut impl rand_core::Rng) {
+        let was = std::mem::take(&mut self.control.phase);
+        if was == Phase::Ready {
+            tracing::info!(reason, "the controller is away; the network goes on without it");
+        }
+        self.control.link = None;
+        self.control.rtt = None;
+        if self.control.refusal.is_none() {
+            self.control.problem = Some(reason.to_owned());
+        }
+        let wait = self.control.backoff.next(now.mono, rng);
+        tracing::debug!(reason, ?wait, "control channel closed");
+        self.timers.set(Timer::Control, now.mono + wait);
+    }
+
+    /// The one timer of the control channel: what it means depends on the phase.
+    pub(crate) fn control_timeout(&mut self, now: Now, rng: &mut impl rand_core::Rng) {
+        let Some(link) = self.control.link else {
+            self.dial_control();
+            return;
+        };
+        let silent = self.control.last_received.is_none_or(|at| now.mono.saturating_duration_since(at) >= SILENCE);
+        match self.control.phase {
+            Phase::Waiting | Phase::Ready if !silent => self.ping_control(link, now, rng),
+            Phase::Waiting | Phase::Ready => self.drop_control(link, "the controller has gone silent", now, rng),
+            Phase::Hello | Phase::Proof => {
+                self.drop_control(link, "the controller did not finish the authentication", now, rng);
+            }
+            // The shell's own time limit ends a dial.
+            Phase::Down => {}
+        }
+    }
+
+    pub(crate) fn handle_control_message(
+        &mut self,
+        link: LinkId,
+        message: &[u8],
+        now: Now,
+        rng: &mut impl rand_core::Rng,
+    ) {
+        if self.control.link != Some(link) {
+            return;
+        }
+        self.control.last_received = Some(now.mono);
+        for frame in edgelink_wire::frames(message) {
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(error) => {
+                    self.drops.count(Drop::Malformed);
+                    return self.drop_control(link, &format!("the controller sent nonsense: {error}"), now, rng);
+                }
+            };
+            match frame.frame_type() {
+                Some(FrameType::Ping) => {
+                    if let Ok(ping) = Ping::parse(frame.payload) {
+                        self.send(link, ping.encode(FrameType::Pong).to_vec());
+                    }
+                }
+                Some(FrameType::Pong) => self.handle_control_pong(frame.payload, now),
+                Some(FrameType::Data | FrameType::KeyAnnounce | FrameType::P2pPing | FrameType::P2pPong)
+                | Some(FrameType::P2pKeepalive)
+                | None => self.drops.count(Drop::Malformed),
+                Some(_) => match self.control.reassembler.push(&frame) {
+                    Ok(Some(received)) => self.handle_control_frame(link, received, now, rng),
+                    Ok(None) => {}
+                    Err(error) => {
+                        self.drops.count(Drop::Malformed);
+                        return self.drop_control(link, &format!("the controller sent nonsense: {error}"), now, rng);
+                    }
+                },
+            }
+            if self.control.link != Some(link) {
+                return;
+            }
+        }
+    }
+
+    fn handle_control_frame(&mut self, link: LinkId, received: Received, now: Now, rng: &mut impl rand_core::Rng) {
+        let phase = self.control.phase;
+        if received.ack_requested {
+            self.control.ack_requests += 1;
+        }
+        match received.message {
+            ControlMessage::AuthResponse(response) if phase == Phase::Hello => self.prove(link, &response, now, rng),
+            ControlMessage::AuthResponse(response) if matches!(phase, Phase::Proof | Phase::Waiting) => {
+                self.admitted(link, response, now, rng);
+            }
+            ControlMessage::Config(config) if phase == Phase::Ready => {
+                let applied = self.apply_config(config, now, rng);
+                self.acknowledge(link, &received.ty, applied, received.ack_requested);
+            }
+            ControlMessage::ConfigUpdate(update) if phase == Phase::Ready => {
+                let applied = self.apply_update(update, now, rng);
+                // An update that does not fit is answered in any case: the controller then sends a full CONFIG.
+                let answer = received.ack_requested || applied.is_err();
+                self.acknowledge(link, &received.ty, applied, answer);
+            }
+            ControlMessage::Error(error) => self.handle_control_error(link, &error, now, rng),
+            _ => self.drops.count(Drop::Malformed),
+        }
+    }
+
+    /// Answers the challenge with the machine key's signature.
+    fn prove(&mut self, link: LinkId, response: &proto::AuthResponse, now: Now, rng: &mut impl rand_core::Rng) {
+        let Ok(challenge) = <[u8; 32]>::try_from(response.challenge.as_slice()) else {
+            return self.drop_control(link, "the controller's challenge is malformed", now, rng);
+        };
+        self.clock_offset_ms =
+            i64::try_from(i128::from(response.server_time_ms) - i128::from(now.unix_ms)).unwrap_or(0);
+        let public = self.machine.public();
+        let message = challenge::control_message(&self.config.controller_host, &challenge, &public);
+        let request = proto::AuthRequest {
+            signature: self.machine.sign(&message).to_vec(),
+            host: self.config.controller_host.clone(),
+            token: self.latest.tokens.as_ref().map(|t| t.auth_token.clone()).unwrap_or_default(),
+            auth_key: self.config.auth_key.as_ref().map(|k| k.to_string()).unwrap_or_default(),
+            ..Default::default()
+        };
+        self.control.phase = Phase::Proof;
+        self.send_message(link, ControlMessage::AuthRequest(request));
+    }
+
+    /// We are a member: ids, addresses and tokens are here; our key statement goes out, CONFIG follows.
+    fn admitted(&mut self, link: LinkId, response: proto::AuthResponse, now: Now, rng: &mut impl rand_core::Rng) {
+        let (Some(identity), Some(tokens)) = (response.identity.as_ref().and_then(identity), response.tokens) else {
+            return self.drop_control(link, "the controller's AUTH_RESPONSE lacks ids or tokens", now, rng);
+        };
+        tracing::info!(node = %identity.node, name = identity.name, "admitted by the controller");
+        self.control.phase = Phase::Ready;
+        self.control.refusal = None;
+        self.control.problem = None;
+        self.control.backoff.reset();
+        self.latest.identity = response.identity;
+        self.latest.tokens = Some(tokens);
+        self.set_identity(identity, now, rng);
+        if let Some(announce) = self.own_announce(NodeId::CONTROLLER) {
+            self.send(link, announce);
+        }
+        self.refresh_relay_tokens(now);
+        self.ping_control(link, now, rng);
+    }
+
+    fn handle_control_error(&mut self, link: LinkId, error: &proto::Error, now: Now, rng: &mut impl rand_core::Rng) {
+        let code = u16::try_from(error.code).ok().and_then(ErrorCode::from_u16);
+        tracing::debug!(code = error.code, message = error.message, "ERROR from the controller");
+        let Some(code) = code else { return };
+        let refusal = Refusal { code, message: printable(&error.message) };
+        match (code, self.control.phase) {
+            (ErrorCode::NodeNotAuthorized, Phase::Proof) => {
+                tracing::info!(message = refusal.message, "waiting for authorization");
+                self.control.phase = Phase::Waiting;
+                self.control.refusal = Some(refusal);
+                self.control.backoff.reset();
+                if self.identity.is_some() {
+                    self.expelled();
+                }
+                self.ping_control(link, now, rng);
+            }
+            (ErrorCode::NodeNotAuthorized, Phase::Ready) => {
+                tracing::warn!(message = refusal.message, "no longer a member of the network");
+                self.control.phase = Phase::Waiting;
+                self.control.refusal = Some(refusal);
+                self.expelled();
+            }
+            (_, Phase::Hello | Phase::Proof) => {
+                let transient = matches!(code, ErrorCode::Unavailable | ErrorCode::Internal);
+                if !transient {
+                    tracing::warn!(%code, message = refusal.message, "refused by the controller");
+                    // Trying again soon cannot help: somebody must act first.
+                    self.control.backoff.discourage(now.mono);
+                }
+                self.control.problem = Some(refusal.message.clone());
+                self.control.refusal = (!transient).then_some(refusal);
+            }
+            _ => {}
+        }
+    }
+
+    fn acknowledge(&mut self, link: LinkId, ty: &FrameType, applied: Result<(), String>, requested: bool) {
+        if !requested {
+            return;
+        }
+        let ack = proto::Ack {
+            acked_type: (*ty as u8).into(),
+            count: self.control.ack_requests,
+            config_version: self.latest.version,
+            error: applied.err().unwrap_or_default(),
+        };
+        self.send_message(link, ControlMessage::Ack(ack));
+    }
+
+    fn ping_control(&mut self, link: LinkId, now: Now, rng: &mut impl rand_core::Rng) {
+        self.control.ping_seq = self.control.ping_seq.wrapping_add(1);
+        let ping = Ping { sent_us: self.micros(now), seq: self.control.ping_seq };
+        self.send(link, ping.encode(FrameType::Ping).to_vec());
+        self.timers.set(Timer::Control, now.mono + jitter(PING_INTERVAL, rng));
+    }
+
+    fn handle_control_pong(&mut self, payload: &[u8], now: Now) {
+        if let Ok(pong) = Ping::parse(payload)
+            && pong.seq == self.control.ping_seq
+        {
+            self.control.rtt = Some(Duration::from_micros(self.micros(now).saturating_sub(pong.sent_us)));
+        }
+    }
+
+    fn drop_control(&mut self, link: LinkId, reason: &str, now: Now, rng: &mut impl rand_core::Rng) {
+        self.hang_up(link, None);
+        self.control_closed(reason, now, rng);
+    }
+
+    pub(crate) fn control_link(&self) -> Option<LinkId> {
+        (self.control.phase == Phase::Ready).then_some(self.control.link).flatten()
+    }
+
+    pub(crate) fn send_message(&mut self, link: LinkId, message: ControlMessage) {
+        match control::encode(&message, Flags::default()) {
+            Ok(frames) => self.send(link, frames),
+            Err(error) => tracing::error!(%error, "a control message could not be encoded"),
+        }
+    }
+
+    /// Monotonic time in µs since the node began: the time in our PINGs.
+    pub(crate) fn micros(&self, now: Now) -> u64 {
+        u64::try_from(now.mono.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// We are no member any more: sessions end, relays are left, the interface goes down.
+    fn expelled(&mut self) {
+        for (_, relay) in std::mem::take(&mut self.relays) {
+            if let Some(link) = relay.link() {
+                self.hang_up(link, None);
+            }
+        }
+        self.data_link = None;
+        self.identity = None;
+        self.network = None;
+        self.sessions = None;
+        self.peers.clear();
+        self.latest = proto::Config::default();
+        self.persist();
+        self.events.push_back(Event::Expelled);
+    }
+}
+
+/// Our identity as the controller tells it.
+pub(crate) fn identity(message: &proto::NodeIdentity) -> Option<Identity> {
+    let addresses: Vec<IpAddr> = message.addresses.iter().filter_map(|b| ip(b)).collect();
+    let named = message.node_id != 0 && message.network_id != 0 && !addresses.is_empty();
+    named.then(|| Identity {
+        node: NodeId(message.node_id),
+        network: NetworkId(message.network_id),
+        name: printable(&message.name),
+        addresses,
+    })
+}
+
+/// An address of 4 or 16 bytes.
+pub(crate) fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+/// Somebody else's words, fit for a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(500).collect()
+}

@@ -1,0 +1,150 @@
+//! One connection to the controller or a relay, and what waits to be written to it.
+
+use crate::{Drop, Event, Node};
+use bytes::{Bytes, BytesMut};
+use edgelink_model::ServerId;
+use edgelink_wire::data;
+use std::collections::VecDeque;
+
+/// Name of one connection; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(u64);
+
+/// Where a connection leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `/ws/control` of the controller.
+    Control,
+    /// `/ws/data` of a relay.
+    Relay {
+        /// The relay.
+        id: ServerId,
+        /// Its URL; empty: the origin at which the controller is dialled, with path `path`.
+        url: String,
+        /// Path to use with an empty URL.
+        path: String,
+    },
+}
+
+/// Data frames are gathered into messages of at most this many bytes: large enough that WebSocket and TLS cost little,
+/// small enough that a control message does not wait long behind one.
+pub(crate) const MAX_BATCH: usize = 128 << 10;
+/// Bound of what waits for one link, data and control together. Beyond it data is dropped.
+pub(crate) const MAX_QUEUE: usize = 1 << 20;
+/// The shell stops reading the TUN while more than this waits: the kernel's own queue then drops fairly.
+const TUN_PAUSE: usize = 2 * MAX_BATCH;
+
+#[derive(Debug)]
+pub(crate) struct Link {
+    target: Target,
+    /// Control frames and probes; they go first.
+    control: VecDeque<Bytes>,
+    /// Batches of DATA frames; the last one is still being filled.
+    data: VecDeque<BytesMut>,
+    queued: usize,
+    announced: bool,
+}
+
+impl Link {
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Appends one frame to the current batch: room for the header, the parts of the plaintext, room for the tag; then
+    /// lets `seal` finish it in place. A frame that could not be sealed leaves nothing behind.
+    pub(crate) fn push_frame(
+        &mut self,
+        parts: &[&[u8]],
+        seal: impl FnOnce(&mut [u8]) -> Result<(), Drop>,
+    ) -> Result<(), Drop> {
+        let len = data::OVERHEAD + parts.iter().map(|p| p.len()).sum::<usize>();
+        if self.queued + len > MAX_QUEUE {
+            return Err(Drop::QueueFull);
+        }
+        if self.data.back().is_none_or(|batch| batch.len() + len > MAX_BATCH) {
+            self.data.push_back(BytesMut::with_capacity(MAX_BATCH));
+        }
+        let Some(batch) = self.data.back_mut() else { return Err(Drop::QueueFull) };
+        let start = batch.len();
+        batch.extend_from_slice(&[0; data::PLAINTEXT_OFFSET]);
+        for part in parts {
+            batch.extend_from_slice(part);
+        }
+        batch.extend_from_slice(&[0; data::TAG_LEN]);
+        let sealed = seal(batch.get_mut(start..).unwrap_or_default());
+        match sealed {
+            Ok(()) => self.queued += len,
+            Err(_) => batch.truncate(start),
+        }
+        sealed
+    }
+}
+
+impl Node {
+    /// Asks the shell to dial, and returns the link's name.
+    pub(crate) fn dial(&mut self, target: Target) -> LinkId {
+        let id = LinkId(self.next_link);
+        self.next_link += 1;
+        let link = Link {
+            target: target.clone(),
+            control: VecDeque::new(),
+            data: VecDeque::new(),
+            queued: 0,
+            announced: false,
+        };
+        self.links.insert(id, link);
+        self.events.push_back(Event::Dial { link: id, target });
+        id
+    }
+
+    /// Forgets a link and asks the shell to close it.
+    pub(crate) fn hang_up(&mut self, id: LinkId, last: Option<Bytes>) {
+        if self.links.remove(&id).is_some() {
+            self.events.push_back(Event::Close { link: id, last });
+        }
+    }
+
+    /// Queues whole control frames.
+    pub(crate) fn send(&mut self, id: LinkId, frames: impl Into<Bytes>) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let frames = frames.into();
+        link.queued += frames.len();
+        link.control.push_back(frames);
+        self.writable(id);
+    }
+
+    /// Tells the shell, once until it asks, that there is something to write.
+    pub(crate) fn writable(&mut self, id: LinkId) {
+        if let Some(link) = self.links.get_mut(&id)
+            && !std::mem::replace(&mut link.announced, true)
+        {
+            self.events.push_back(Event::Writable(id));
+        }
+    }
+
+    /// The next WebSocket message for a link; call until `None`. Call it when the link can take one, not before: what
+    /// waits here is still subject to the queue's bound.
+    pub fn poll_transmit(&mut self, id: LinkId) -> Option<Bytes> {
+        let link = self.links.get_mut(&id)?;
+        let message = match link.control.pop_front() {
+            Some(message) => message,
+            None => loop {
+                match link.data.pop_front() {
+                    Some(batch) if batch.is_empty() => {}
+                    Some(batch) => break batch.freeze(),
+                    None => {
+                        link.announced = false;
+                        return None;
+                    }
+                }
+            },
+        };
+        link.queued = link.queued.saturating_sub(message.len());
+        Some(message)
+    }
+
+    /// Whether the shell should go on reading the TUN.
+    pub fn wants_tun(&self) -> bool {
+        self.data_link.and_then(|id| self.links.get(&id)).is_none_or(|link| link.queued < TUN_PAUSE)
+    }
+}

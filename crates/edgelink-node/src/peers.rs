@@ -1,0 +1,211 @@
+//! The other nodes of the network, as CONFIG names them.
+
+use crate::announce::Announce;
+use crate::control::{ip, printable};
+use crate::{Drop, Node};
+use edgelink_auth::{MachinePublic, SignedStatement};
+use edgelink_model::{NodeId, Now};
+use edgelink_wire::control::proto;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::time::Instant;
+
+#[derive(Default)]
+pub(crate) struct Peers {
+    by_id: BTreeMap<NodeId, Peer>,
+    /// Overlay addresses of peers; never iterated.
+    by_address: HashMap<IpAddr, NodeId>,
+}
+
+pub(crate) struct Peer {
+    pub(crate) name: String,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) online: bool,
+    /// The statement in use, so that an unchanged one is not verified again.
+    statement: Option<Vec<u8>>,
+    /// Why what the controller says of this peer is not believed.
+    pub(crate) refused: Option<String>,
+    /// The relay's last word on why frames did not arrive.
+    pub(crate) undeliverable: Option<String>,
+    pub(crate) announce: Announce,
+    pub(crate) last_rx: Option<Instant>,
+    pub(crate) last_tx: Option<Instant>,
+    pub(crate) rx_bytes: u64,
+    pub(crate) tx_bytes: u64,
+    pub(crate) rtt: Option<std::time::Duration>,
+}
+
+impl Peers {
+    pub(crate) fn get(&self, id: NodeId) -> Option<&Peer> {
+        self.by_id.get(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: NodeId) -> Option<&mut Peer> {
+        self.by_id.get_mut(&id)
+    }
+
+    pub(crate) fn by_address(&self, address: IpAddr) -> Option<NodeId> {
+        self.by_address.get(&address).copied()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeId, &Peer)> {
+        self.by_id.iter().map(|(id, peer)| (*id, peer))
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(crate) fn note_undeliverable(&mut self, id: NodeId, why: &str) {
+        if let Some(peer) = self.by_id.get_mut(&id) {
+            peer.undeliverable = Some(why.to_owned());
+        }
+    }
+
+    fn remove(&mut self, id: NodeId) {
+        if let Some(peer) = self.by_id.remove(&id) {
+            self.by_address.retain(|_, owner| *owner != id);
+            drop(peer);
+        }
+    }
+
+    fn set_addresses(&mut self, id: NodeId, addresses: Vec<IpAddr>) {
+        let Some(peer) = self.by_id.get_mut(&id) else { return };
+        if peer.addresses == addresses {
+            return;
+        }
+        for old in std::mem::take(&mut peer.addresses) {
+            if self.by_address.get(&old) == Some(&id) {
+                self.by_address.remove(&old);
+            }
+        }
+        for address in &addresses {
+            self.by_address.insert(*address, id);
+        }
+        peer.addresses = addresses;
+    }
+}
+
+impl Node {
+    /// Takes over the full list of peers: who is not in it is gone.
+    pub(crate) fn set_peers(&mut self, peers: &[proto::Peer], now: Now) {
+        let listed: std::collections::BTreeSet<NodeId> = peers.iter().map(|p| NodeId(p.node_id)).collect();
+        let gone: Vec<NodeId> = self.peers.by_id.keys().filter(|id| !listed.contains(id)).copied().collect();
+        for id in gone {
+            self.remove_peer(id);
+        }
+        for peer in peers {
+            self.learn_peer(peer, now);
+        }
+    }
+
+    /// Takes over what the controller says of one peer, as far as it agrees with what we have pinned (DESIGN §2).
+    pub(crate) fn learn_peer(&mut self, message: &proto::Peer, now: Now) {
+        let id = NodeId(message.node_id);
+        let Some(identity) = &self.identity else { return };
+        if id == identity.node {
+            return;
+        }
+        let Ok(machine) = <[u8; 32]>::try_from(message.machine_pub.as_slice()).map(MachinePublic) else {
+            return self.drops.count(Drop::Malformed);
+        };
+        let addresses: Vec<IpAddr> = message.addresses.iter().filter_map(|b| ip(b)).collect();
+        let name = printable(&message.name);
+        let believed = self.pins.check_config(identity.network, id, &machine, &addresses);
+        let peer = self.peers.by_id.entry(id).or_insert_with(|| Peer::new(name.clone()));
+        peer.online = message.online;
+        peer.name = name;
+        if let Err(refusal) = believed {
+            let text = refusal.to_string();
+            if peer.refused.as_ref() != Some(&text) {
+                tracing::warn!(peer = peer.name, reason = text, "what the controller says of a peer is not believed");
+            }
+            peer.refused = Some(text);
+            return;
+        }
+        peer.refused = None;
+        self.peers.set_addresses(id, addresses);
+        if !message.statement.is_empty() && !self.knows_statement(id, &message.statement) {
+            match SignedStatement::verify(&message.statement, &message.signature) {
+                // The controller lists members only, so what it lists is not revoked, whenever the statement was made.
+                Ok(statement) if statement.statement().machine_pub == machine => {
+                    self.adopt_statement(id, &statement, now)
+                }
+                _ => self.refuse_statement(id, "the controller's copy of its key statement does not verify"),
+            }
+        }
+    }
+
+    /// Uses a peer's verified statement from now on. A new one is answered, so that the peer learns that we have it
+    /// and which is ours.
+    pub(crate) fn adopt_statement(&mut self, id: NodeId, statement: &SignedStatement, now: Now) {
+        use edgelink_session::PeerChange;
+        if statement.statement().node_id != id {
+            return self.refuse_statement(id, "its key statement names another node");
+        }
+        let Some(sessions) = &mut self.sessions else { return };
+        match sessions.set_peer(statement, now.mono) {
+            Ok(change) => {
+                let Some(peer) = self.peers.get_mut(id) else { return };
+                peer.statement = Some(statement.bytes().to_vec());
+                if change == PeerChange::Rotated {
+                    tracing::debug!(peer = %id, "the peer has a new node key");
+                    self.greet(id, now);
+                }
+            }
+            Err(error) => self.refuse_statement(id, &error.to_string()),
+        }
+    }
+
+    pub(crate) fn remove_peer(&mut self, id: NodeId) {
+        self.peers.remove(id);
+        self.timers.clear(crate::timers::Timer::Announce(id));
+        if let Some(sessions) = &mut self.sessions {
+            sessions.remove_peer(id);
+        }
+    }
+
+    /// A node was revoked: sessions with it end at once, direct paths included (DESIGN §3).
+    pub(crate) fn apply_revocations(&mut self, revocations: &[proto::Revocation]) {
+        for revocation in revocations.iter().filter(|r| r.node_id != 0) {
+            let id = NodeId(revocation.node_id);
+            let Some(peer) = self.peers.get_mut(id) else { continue };
+            peer.statement = None;
+            if let Some(sessions) = &mut self.sessions {
+                sessions.wipe_peer(id);
+            }
+        }
+    }
+
+    pub(crate) fn knows_statement(&self, id: NodeId, statement: &[u8]) -> bool {
+        self.peers.get(id).and_then(|p| p.statement.as_deref()) == Some(statement)
+    }
+
+    pub(crate) fn refuse_statement(&mut self, id: NodeId, why: &str) {
+        self.drops.count(Drop::RefusedStatement);
+        tracing::debug!(peer = %id, why, "key statement refused");
+    }
+
+    pub(crate) fn is_revoked(&self, id: NodeId, not_before: u64) -> bool {
+        self.latest.revocations.iter().any(|r| r.node_id == id.0 && not_before < r.issued_before)
+    }
+}
+
+impl Peer {
+    fn new(name: String) -> Self {
+        Self {
+            name,
+            addresses: Vec::new(),
+            online: false,
+            statement: None,
+            refused: None,
+            undeliverable: None,
+            announce: Announce::default(),
+            last_rx: None,
+            last_tx: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            rtt: None,
+        }
+    }
+}

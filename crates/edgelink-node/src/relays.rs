@@ -1,0 +1,310 @@
+//! `/ws/data` from the node's side: one connection per relay, its authentication and its round trip (DESIGN §3, §6).
+
+use crate::backoff::{Backoff, jitter};
+use crate::control::{PING_INTERVAL, SILENCE};
+use crate::link::{LinkId, Target};
+use crate::timers::Timer;
+use crate::{Drop, Node};
+use edgelink_auth::challenge;
+use edgelink_model::{Now, ServerId};
+use edgelink_wire::control::{ControlMessage, Reassembler, proto};
+use edgelink_wire::ping::Ping;
+use edgelink_wire::{Frame, FrameType};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+const HANDSHAKE: Duration = Duration::from_secs(20);
+/// Weight of a new sample in the smoothed round trip, as in RFC 6298.
+const SMOOTHING: u32 = 8;
+
+/// A relay of our network.
+pub(crate) struct Relay {
+    pub(crate) message: proto::Relay,
+    link: Option<LinkId>,
+    phase: Phase,
+    backoff: Backoff,
+    reassembler: Reassembler,
+    last_received: Option<Instant>,
+    ping_seq: u32,
+    pub(crate) rtt: Option<Duration>,
+    pub(crate) problem: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Down,
+    Hello,
+    Proof,
+    Ready,
+}
+
+impl Relay {
+    fn new(message: proto::Relay) -> Self {
+        Self {
+            message,
+            link: None,
+            phase: Phase::Down,
+            backoff: Backoff::default(),
+            reassembler: Reassembler::new(),
+            last_received: None,
+            ping_seq: 0,
+            rtt: None,
+            problem: None,
+        }
+    }
+
+    pub(crate) fn link(&self) -> Option<LinkId> {
+        self.link
+    }
+
+    pub(crate) fn connected(&self) -> bool {
+        self.phase == Phase::Ready
+    }
+}
+
+impl Node {
+    /// Takes over the list of relays: new ones are dialled, vanished ones are left.
+    pub(crate) fn set_relays(&mut self, relays: &[proto::Relay], now: Now) {
+        let wanted: BTreeSet<ServerId> = relays.iter().map(|r| ServerId(r.id)).collect();
+        let gone: Vec<ServerId> = self.relays.keys().filter(|id| !wanted.contains(id)).copied().collect();
+        for id in gone {
+            self.leave_relay(id);
+        }
+        for message in relays {
+            let id = ServerId(message.id);
+            let same = |r: &Relay| (&r.message.url, &r.message.path) == (&message.url, &message.path);
+            if !self.relays.get(&id).is_some_and(same) {
+                self.leave_relay(id);
+                self.relays.insert(id, Relay::new(message.clone()));
+                self.timers.set(Timer::Relay(id), now.mono);
+            } else if let Some(relay) = self.relays.get_mut(&id) {
+                relay.message = message.clone();
+            }
+        }
+        self.choose_data_link();
+    }
+
+    fn leave_relay(&mut self, id: ServerId) {
+        self.timers.clear(Timer::Relay(id));
+        if let Some(link) = self.relays.remove(&id).and_then(|r| r.link) {
+            self.hang_up(link, None);
+        }
+    }
+
+    pub(crate) fn relay_connected(&mut self, id: ServerId, link: LinkId, now: Now) {
+        let token = self.relay_token();
+        let Some(relay) = self.relays.get_mut(&id) else { return };
+        relay.phase = Phase::Hello;
+        relay.reassembler = Reassembler::new();
+        relay.last_received = Some(now.mono);
+        self.timers.set(Timer::Relay(id), now.mono + HANDSHAKE);
+        let request = proto::AuthRequest {
+            protocol_version: edgelink_wire::VERSION.into(),
+            capabilities: self.config.capabilities,
+            machine_pub: self.machine.public().0.to_vec(),
+            token,
+            ..Default::default()
+        };
+        self.send_message(link, ControlMessage::AuthRequest(request));
+    }
+
+    pub(crate) fn relay_closed(&mut self, id: ServerId, reason: &str, now: Now, rng: &mut impl rand_core::Rng) {
+        let Some(relay) = self.relays.get_mut(&id) else { return };
+        if relay.connected() {
+            tracing::info!(relay = relay.message.name, reason, "relay lost");
+        }
+        relay.link = None;
+        relay.phase = Phase::Down;
+        relay.rtt = None;
+        relay.problem = Some(reason.to_owned());
+        let wait = relay.backoff.next(now.mono, rng);
+        tracing::debug!(relay = relay.message.name, reason, ?wait, "relay connection closed");
+        self.timers.set(Timer::Relay(id), now.mono + wait);
+        self.choose_data_link();
+    }
+
+    /// The one timer of a relay: what it means depends on the phase.
+    pub(crate) fn relay_timeout(&mut self, id: ServerId, now: Now, rng: &mut impl rand_core::Rng) {
+        let has_token = !self.relay_token().is_empty();
+        let Some(relay) = self.relays.get_mut(&id) else { return };
+        let silent = relay.last_received.is_none_or(|at| now.mono.saturating_duration_since(at) >= SILENCE);
+        match (relay.link, relay.phase) {
+            (None, _) if has_token => {
+                let message = &relay.message;
+                let target = Target::Relay { id, url: message.url.clone(), path: message.path.clone() };
+                let link = self.dial(target);
+                if let Some(relay) = self.relays.get_mut(&id) {
+                    relay.link = Some(link);
+                }
+            }
+            // Tokens come with the next AUTH_RESPONSE, which sets the timer again.
+            (None, _) => {}
+            (Some(link), Phase::Ready) if !silent => self.ping_relay(id, link, now, rng),
+            (Some(link), Phase::Ready) => self.drop_relay(id, link, "the relay has gone silent", now, rng),
+            (Some(link), Phase::Hello | Phase::Proof) => {
+                self.drop_relay(id, link, "the relay did not finish the authentication", now, rng);
+            }
+            (Some(_), Phase::Down) => {}
+        }
+    }
+
+    /// A control frame from a relay.
+    pub(crate) fn handle_relay_control(
+        &mut self,
+        id: ServerId,
+        link: LinkId,
+        frame: &Frame<'_>,
+        now: Now,
+        rng: &mut impl rand_core::Rng,
+    ) {
+        match frame.frame_type() {
+            Some(FrameType::Ping) => {
+                if let Ok(ping) = Ping::parse(frame.payload) {
+                    self.send(link, ping.encode(FrameType::Pong).to_vec());
+                }
+                return;
+            }
+            Some(FrameType::Pong) => return self.handle_relay_pong(id, frame.payload, now),
+            Some(_) => {}
+            None => return self.drops.count(Drop::Malformed),
+        }
+        let Some(relay) = self.relays.get_mut(&id) else { return };
+        let received = match relay.reassembler.push(frame) {
+            Ok(Some(received)) => received,
+            Ok(None) => return,
+            Err(error) => {
+                self.drops.count(Drop::Malformed);
+                return self.drop_relay(id, link, &format!("the relay sent nonsense: {error}"), now, rng);
+            }
+        };
+        match (received.message, relay.phase) {
+            (ControlMessage::AuthResponse(response), Phase::Hello) => {
+                self.prove_to_relay(id, link, &response, now, rng)
+            }
+            (ControlMessage::AuthResponse(_), Phase::Proof) => self.relay_ready(id, link, now, rng),
+            // The answer to a refreshed token.
+            (ControlMessage::AuthResponse(_), Phase::Ready) => {}
+            (ControlMessage::Error(error), phase) => {
+                let message = crate::control::printable(&error.message);
+                tracing::debug!(code = error.code, about = error.about_node, message, "ERROR from a relay");
+                if phase == Phase::Ready {
+                    self.peers.note_undeliverable(edgelink_model::NodeId(error.about_node), &message);
+                } else {
+                    self.drop_relay(id, link, &message, now, rng);
+                }
+            }
+            _ => self.drops.count(Drop::Malformed),
+        }
+    }
+
+    /// Signs the relay's challenge, but only as the relay that we dialled (DESIGN §3).
+    fn prove_to_relay(
+        &mut self,
+        id: ServerId,
+        link: LinkId,
+        response: &proto::AuthResponse,
+        now: Now,
+        rng: &mut impl rand_core::Rng,
+    ) {
+        let Ok(challenge) = <[u8; 32]>::try_from(response.challenge.as_slice()) else {
+            return self.drop_relay(id, link, "the relay's challenge is malformed", now, rng);
+        };
+        if response.server_id != id.0 {
+            let reason = format!("dialled relay {id}, but relay {} answered", response.server_id);
+            return self.drop_relay(id, link, &reason, now, rng);
+        }
+        let message = challenge::relay_message(id, &self.relay_token(), &challenge);
+        let request = proto::AuthRequest { signature: self.machine.sign(&message).to_vec(), ..Default::default() };
+        if let Some(relay) = self.relays.get_mut(&id) {
+            relay.phase = Phase::Proof;
+        }
+        self.send_message(link, ControlMessage::AuthRequest(request));
+    }
+
+    fn relay_ready(&mut self, id: ServerId, link: LinkId, now: Now, rng: &mut impl rand_core::Rng) {
+        if let Some(relay) = self.relays.get_mut(&id) {
+            tracing::info!(relay = relay.message.name, "relay connected");
+            relay.phase = Phase::Ready;
+            relay.problem = None;
+            relay.backoff.reset();
+        }
+        self.choose_data_link();
+        self.ping_relay(id, link, now, rng);
+        self.announce_to_active_peers(now);
+    }
+
+    fn ping_relay(&mut self, id: ServerId, link: LinkId, now: Now, rng: &mut impl rand_core::Rng) {
+        let sent_us = self.micros(now);
+        let Some(relay) = self.relays.get_mut(&id) else { return };
+        relay.ping_seq = relay.ping_seq.wrapping_add(1);
+        let ping = Ping { sent_us, seq: relay.ping_seq };
+        self.send(link, ping.encode(FrameType::Ping).to_vec());
+        self.timers.set(Timer::Relay(id), now.mono + jitter(PING_INTERVAL, rng));
+    }
+
+    fn handle_relay_pong(&mut self, id: ServerId, payload: &[u8], now: Now) {
+        let now_us = self.micros(now);
+        let Ok(pong) = Ping::parse(payload) else { return self.drops.count(Drop::Malformed) };
+        let Some(relay) = self.relays.get_mut(&id) else { return };
+        if pong.seq == relay.ping_seq {
+            let sample = Duration::from_micros(now_us.saturating_sub(pong.sent_us));
+            relay.rtt = Some(relay.rtt.map_or(sample, |rtt| (rtt * (SMOOTHING - 1) + sample) / SMOOTHING));
+            self.choose_data_link();
+        }
+    }
+
+    fn drop_relay(&mut self, id: ServerId, link: LinkId, reason: &str, now: Now, rng: &mut impl rand_core::Rng) {
+        self.hang_up(link, None);
+        self.relay_closed(id, reason, now, rng);
+    }
+
+    /// New tokens are here: living relay connections get them, waiting ones are dialled.
+    pub(crate) fn refresh_relay_tokens(&mut self, now: Now) {
+        let token = self.relay_token();
+        let mut live = Vec::new();
+        for (id, relay) in &self.relays {
+            match relay.link {
+                Some(link) if relay.connected() => live.push(link),
+                Some(_) => {}
+                None => self.timers.set(Timer::Relay(*id), now.mono),
+            }
+        }
+        for link in live {
+            let request = proto::AuthRequest {
+                protocol_version: edgelink_wire::VERSION.into(),
+                machine_pub: self.machine.public().0.to_vec(),
+                token: token.clone(),
+                ..Default::default()
+            };
+            self.send_message(link, ControlMessage::AuthRequest(request));
+        }
+    }
+
+    /// Notes when a relay was heard last, and whether the link is still the relay's own.
+    pub(crate) fn heard_relay(&mut self, id: ServerId, link: LinkId, now: Now) -> bool {
+        match self.relays.get_mut(&id) {
+            Some(relay) if relay.link == Some(link) => {
+                relay.last_received = Some(now.mono);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Data takes the connected relay with the lowest round trip; one without a measurement counts last, not first.
+    pub(crate) fn choose_data_link(&mut self) {
+        let connected = self.relays.values().filter(|r| r.connected());
+        self.data_link = connected.min_by_key(|r| (r.rtt.unwrap_or(Duration::MAX), r.message.id)).and_then(|r| r.link);
+    }
+
+    /// The relay behind the present data link.
+    pub(crate) fn data_relay(&self) -> Option<&Relay> {
+        let link = self.data_link?;
+        self.relays.values().find(|r| r.link == Some(link))
+    }
+
+    fn relay_token(&self) -> String {
+        self.latest.tokens.as_ref().map(|t| t.relay_token.clone()).unwrap_or_default()
+    }
+}

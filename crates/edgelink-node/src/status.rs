@@ -1,0 +1,171 @@
+//! What `edgelink status` shows (DESIGN §8).
+
+use crate::control::Phase;
+use crate::peers::Peer;
+use crate::{Node, control};
+use edgelink_api::local::{ControllerLink, DaemonState, Nat, Path, PathKind, Peer as PeerStatus, Relay, Route, Status};
+use edgelink_model::{NodeId, Now, ServerId};
+use std::time::{Duration, Instant};
+
+/// A peer is talked with while packets went either way within this time.
+const ACTIVE: Duration = Duration::from_secs(120);
+
+impl Peer {
+    pub(crate) fn is_active(&self, now: Instant) -> bool {
+        let recent = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < ACTIVE);
+        recent(self.last_tx) || recent(self.last_rx)
+    }
+}
+
+impl Node {
+    /// The state of everything, for people and scripts. `controller_url` is what the shell dials.
+    pub fn status(&self, controller_url: &str, now: Now) -> Status {
+        let (state, state_message) = self.state();
+        Status {
+            state,
+            state_message,
+            version: self.config.host.version.clone(),
+            node_id: self.identity.as_ref().map(|i| i.node),
+            name: self.identity.as_ref().map_or_else(|| self.config.host.hostname.clone(), |i| i.name.clone()),
+            network: self.network.as_ref().map(|n| n.name.clone()),
+            addresses: self.identity.as_ref().map(|i| i.addresses.clone()).unwrap_or_default(),
+            controller: ControllerLink {
+                connected: self.control.phase() == Phase::Ready,
+                rtt_ms: self.control.rtt.map(millis),
+                url: Some(controller_url.to_owned()),
+            },
+            relays: self.relay_status(controller_url),
+            nat: Nat::default(),
+            peers: self.peer_status(now),
+            routes: self.route_status(),
+            drops: self.drops.report(),
+            config_version: self.network.as_ref().map_or(0, |n| n.version),
+            health: self.health(),
+        }
+    }
+
+    fn state(&self) -> (DaemonState, Option<String>) {
+        let refusal = self.control.refusal.as_ref().map(|r| format!("{} (error {})", r.message, r.code.as_u16()));
+        if self.control.phase() == Phase::Waiting {
+            (DaemonState::WaitingForAuthorization, refusal)
+        } else if self.network.is_some() {
+            (DaemonState::Up, refusal)
+        } else if refusal.is_some() {
+            (DaemonState::Refused, refusal)
+        } else {
+            (DaemonState::Connecting, self.control.problem.clone())
+        }
+    }
+
+    fn health(&self) -> Vec<String> {
+        let mut health = Vec::new();
+        if self.control.phase() != Phase::Ready
+            && let Some(problem) = &self.control.problem
+        {
+            health.push(format!("controller: {problem}"));
+        }
+        for relay in self.relays.values().filter(|r| !r.connected()) {
+            if let Some(problem) = &relay.problem {
+                health.push(format!("relay {}: {problem}", relay.message.name));
+            }
+        }
+        for (_, peer) in self.peers.iter() {
+            if let Some(refused) = &peer.refused {
+                health.push(format!("peer {}: {refused}", peer.name));
+            }
+        }
+        health
+    }
+
+    fn relay_status(&self, controller_url: &str) -> Vec<Relay> {
+        let url = |r: &edgelink_wire::control::proto::Relay| {
+            if r.url.is_empty() { origin(controller_url).to_owned() + &r.path } else { r.url.clone() }
+        };
+        self.relays
+            .iter()
+            .map(|(id, relay)| Relay {
+                id: *id,
+                name: control::printable(&relay.message.name),
+                url: url(&relay.message),
+                connected: relay.connected(),
+                rtt_ms: relay.rtt.map(millis),
+            })
+            .collect()
+    }
+
+    fn peer_status(&self, now: Now) -> Vec<PeerStatus> {
+        let mut peers: Vec<PeerStatus> = self.peers.iter().map(|(id, peer)| self.one_peer(id, peer, now)).collect();
+        peers.sort_by(|a, b| (&a.name, a.node_id).cmp(&(&b.name, b.node_id)));
+        peers
+    }
+
+    fn one_peer(&self, id: NodeId, peer: &Peer, now: Now) -> PeerStatus {
+        let has_session = self.sessions.as_ref().is_some_and(|s| s.has_peer(id));
+        let relay = self.data_relay().filter(|_| has_session);
+        let reason = match (&peer.refused, &peer.undeliverable, has_session) {
+            (Some(refused), _, _) => Some(refused.clone()),
+            (None, Some(undeliverable), _) if !peer.online => Some(undeliverable.clone()),
+            (None, _, false) => Some("it has not announced a key yet".to_owned()),
+            (None, _, true) if relay.is_none() => Some("no relay is connected".to_owned()),
+            _ => None,
+        };
+        PeerStatus {
+            node_id: id,
+            name: peer.name.clone(),
+            addresses: peer.addresses.clone(),
+            online: peer.online,
+            path: self.path(relay.map(|r| ServerId(r.message.id)), peer),
+            reason,
+            last_rx_ms: peer
+                .last_rx
+                .map(|at| u64::try_from(now.mono.saturating_duration_since(at).as_millis()).unwrap_or(u64::MAX)),
+            rx_bytes: peer.rx_bytes,
+            tx_bytes: peer.tx_bytes,
+        }
+    }
+
+    /// The path that packets to `peer` take, for ping replies.
+    pub fn path_to(&self, peer: NodeId) -> Path {
+        let relay = self.data_relay().map(|r| ServerId(r.message.id));
+        self.peers.get(peer).map(|p| self.path(relay, p)).unwrap_or_default()
+    }
+
+    fn path(&self, relay: Option<ServerId>, peer: &Peer) -> Path {
+        Path {
+            kind: if relay.is_some() { PathKind::Relay } else { PathKind::None },
+            relay_id: relay,
+            via_relay_id: None,
+            endpoint: None,
+            rtt_ms: peer.rtt.map(millis),
+        }
+    }
+
+    fn route_status(&self) -> Vec<Route> {
+        let me = self.identity.as_ref().map_or(0, |i| i.node.0);
+        let routes = self.latest.routes.iter().filter(|r| r.node_id != me);
+        routes
+            .filter_map(|r| {
+                let cidr = r.cidr.as_ref()?;
+                Some(Route {
+                    cidr: ipnet::IpNet::new(control::ip(&cidr.address)?, u8::try_from(cidr.length).ok()?).ok()?,
+                    gateway_node_id: NodeId(r.node_id),
+                    priority: u16::try_from(r.priority).ok()?,
+                    weight: u16::try_from(r.weight).ok()?,
+                    active: false,
+                    skipped: Some("subnet routes are not carried by this version".to_owned()),
+                })
+            })
+            .collect()
+    }
+}
+
+/// Scheme and authority of a URL: where an empty relay URL leads.
+fn origin(url: &str) -> &str {
+    let authority = url.find("://").map_or(0, |at| at + 3);
+    let end = url.get(authority..).and_then(|rest| rest.find('/')).map_or(url.len(), |at| authority + at);
+    url.get(..end).unwrap_or(url)
+}
+
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}

@@ -1,0 +1,57 @@
+//! Deadlines with a reason. Setting a timer again replaces its former deadline.
+
+use edgelink_model::{NodeId, ServerId};
+use std::collections::{BTreeSet, HashMap};
+use std::time::Instant;
+
+use crate::ping::PingId;
+
+/// Why the node wants to be woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Timer {
+    /// Dial the controller, give up a handshake, or send a PING.
+    Control,
+    /// The same for a relay.
+    Relay(ServerId),
+    /// Repeat KEY_ANNOUNCE to a peer that has not confirmed our key.
+    Announce(NodeId),
+    /// Give up an overlay ping.
+    Ping(PingId),
+    /// Make a new node key.
+    Rotate,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Timers {
+    due: BTreeSet<(Instant, Timer)>,
+    at: HashMap<Timer, Instant>,
+}
+
+impl Timers {
+    pub(crate) fn set(&mut self, timer: Timer, at: Instant) {
+        if let Some(old) = self.at.insert(timer, at) {
+            self.due.remove(&(old, timer));
+        }
+        self.due.insert((at, timer));
+    }
+
+    pub(crate) fn clear(&mut self, timer: Timer) {
+        if let Some(old) = self.at.remove(&timer) {
+            self.due.remove(&(old, timer));
+        }
+    }
+
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<Timer> {
+        let (at, timer) = *self.due.first()?;
+        if at > now {
+            return None;
+        }
+        self.due.remove(&(at, timer));
+        self.at.remove(&timer);
+        Some(timer)
+    }
+}

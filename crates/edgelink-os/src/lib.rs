@@ -1,0 +1,12 @@
+//! What EdgeLink asks of the operating system: private files, the TUN device, addresses and routes, privileges.
+//!
+//! Linux only for now; every module keeps its Linux calls behind plain functions and types, so that other systems can
+//! follow without a change above. Nothing here knows frames, sessions or configuration.
+#![allow(clippy::disallowed_methods, reason = "adapters may read the clock")]
+
+pub mod files;
+pub mod host;
+pub mod net;
+pub mod peer_cred;
+pub mod privileges;
+pub mod tun;

@@ -1,0 +1,39 @@
+//! EdgeLink's database: SQLite behind one repository interface, [`Store`]. The database is the truth (DESIGN §4).
+//!
+//! Every writer, whichever process it lives in, takes the locked one-row counter first and appends to `change_log` in its
+//! transaction, so commit order is id order. A controller reads [`Store::snapshot`] once and then follows
+//! [`Store::changes_after`]; whatever `edgelink-ctl --db` does beside it is seen the same way.
+//!
+//! Hot state (presence, locations, latencies) does not live here; [`Store::touch_nodes`] takes it in batches.
+#![forbid(unsafe_code)]
+#![allow(clippy::disallowed_methods, reason = "an adapter may read the clock; callers replace it with `with_clock`")]
+
+mod auth_keys;
+mod changes;
+mod convert;
+mod enroll;
+mod entity;
+mod error;
+mod migration;
+mod names;
+mod networks;
+mod nodes;
+mod open;
+#[cfg(test)]
+mod open_tests;
+mod revocations;
+mod routes;
+mod servers;
+mod settings;
+mod store;
+
+pub use auth_keys::{AuthKeyRecord, NewAuthKey};
+pub use changes::Changes;
+pub use error::StoreError;
+pub use networks::{MAX_PREFIX_LEN, MIN_PREFIX_LEN, NetworkDetails, NewNetwork, parse_subnet};
+pub use nodes::{NodeDetails, NodeFilter, NodeTouch, ONLINE_FRESHNESS};
+pub use revocations::{DEFAULT_REVOCATION_LIFETIME, RevocationDetails};
+pub use routes::NewRoute;
+pub use servers::{NewServer, ServerDetails};
+pub use settings::AuditEntry;
+pub use store::{Actor, Counts, DEFAULT_MAX_PENDING, Store};

@@ -1,0 +1,32 @@
+//! The schema's history. A migration that was released is never edited; a new one is appended.
+
+mod m0001_initial;
+
+use sea_orm_migration::{MigrationTrait, MigratorTraitSelf};
+
+/// The migrations of one build, oldest first. The schema's version is how many of them a database has.
+pub(crate) struct Migrator {
+    make: fn() -> Vec<Box<dyn MigrationTrait>>,
+}
+
+impl Migrator {
+    /// This build's.
+    pub(crate) const CURRENT: Self = Self { make: || vec![Box::new(m0001_initial::Migration)] };
+
+    /// Another history, for the tests of upgrades.
+    #[cfg(test)]
+    pub(crate) const fn with(make: fn() -> Vec<Box<dyn MigrationTrait>>) -> Self {
+        Self { make }
+    }
+
+    /// Their names, oldest first.
+    pub(crate) fn names(&self) -> Vec<String> {
+        (self.make)().iter().map(|m| m.name().to_owned()).collect()
+    }
+}
+
+impl MigratorTraitSelf for Migrator {
+    fn migrations(&self) -> Vec<Box<dyn MigrationTrait>> {
+        (self.make)()
+    }
+}

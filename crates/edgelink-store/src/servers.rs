@@ -1,0 +1,172 @@
+//! Relay and STUN servers.
+
+use crate::convert;
+use crate::entity::server;
+use crate::error::StoreError;
+use crate::names;
+use crate::store::{Store, Subject, from_db, id_to_db, to_db};
+use edgelink_model::records::{ServerKind, ServerRecord};
+use edgelink_model::{ServerId, UnixMillis};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder};
+use std::net::IpAddr;
+
+/// An external server to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewServer {
+    /// 1–63 letters, digits, `.`, `_`, `-`; unique.
+    pub name: String,
+    /// WSS URL of `/ws/data`; `None` for a server that only answers STUN.
+    pub url: Option<String>,
+    /// Free text such as `asia`, at most 50 characters.
+    pub region: String,
+    /// Relays packets?
+    pub relay: bool,
+    /// Answers STUN?
+    pub stun: bool,
+    /// First STUN address.
+    pub stun_ip: Option<IpAddr>,
+    /// Second STUN address.
+    pub stun_ip2: Option<IpAddr>,
+    /// STUN port.
+    pub stun_port: u16,
+}
+
+/// A server with what only people want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerDetails {
+    /// What the control core knows too.
+    pub record: ServerRecord,
+    /// Last sign of life, Unix ms.
+    pub last_heartbeat: Option<UnixMillis>,
+    /// Unix ms.
+    pub created_at: UnixMillis,
+}
+
+impl Store {
+    /// All servers by id.
+    pub async fn servers(&self) -> Result<Vec<ServerDetails>, StoreError> {
+        let rows = server::Entity::find().order_by_asc(server::Column::Id).all(&self.db).await?;
+        rows.into_iter().map(details).collect()
+    }
+
+    /// The server that `id_or_name` means; an id wins over a name.
+    pub async fn find_server(&self, id_or_name: &str) -> Result<ServerDetails, StoreError> {
+        let by_id = match id_or_name.parse::<i32>() {
+            Ok(id) => server::Entity::find_by_id(id).one(&self.db).await?,
+            Err(_) => None,
+        };
+        let row = match by_id {
+            Some(row) => Some(row),
+            None => server::Entity::find().filter(server::Column::Name.eq(id_or_name)).one(&self.db).await?,
+        };
+        row.map(details).unwrap_or_else(|| Err(StoreError::NotFound { what: "server", key: id_or_name.to_owned() }))
+    }
+
+    /// Adds an external server.
+    pub async fn add_server(&self, new: NewServer) -> Result<ServerRecord, StoreError> {
+        names::check("server", &new.name)?;
+        check_length("url", new.url.as_deref().unwrap_or_default(), 255)?;
+        check_length("region", &new.region, 50)?;
+        if new.relay && new.url.is_none() {
+            return Err(StoreError::Invalid("a relay needs a URL, such as wss://relay.example.com/ws/data".into()));
+        }
+        let mut writer = self.write().await?;
+        let same = server::Entity::find().filter(server::Column::Name.eq(new.name.as_str()));
+        if same.count(&writer.txn).await? > 0 {
+            return Err(StoreError::Conflict(format!(
+                "there is already a server named {}; choose another name",
+                new.name
+            )));
+        }
+        let row = server::Entity::insert(server::ActiveModel {
+            name: Set(new.name),
+            kind: Set("external".into()),
+            url: Set(new.url),
+            region: Set(new.region),
+            capabilities: Set(convert::capabilities(new.relay, new.stun)),
+            stun_ip: Set(new.stun_ip.map(|ip| ip.to_string())),
+            stun_ip2: Set(new.stun_ip2.map(|ip| ip.to_string())),
+            stun_port: Set(new.stun_port.into()),
+            enabled: Set(true),
+            created_at: Set(to_db(writer.now)?),
+            ..Default::default()
+        })
+        .exec_with_returning(&writer.txn)
+        .await?;
+        let record = convert::server(row)?;
+        writer.log(&Subject::Server(record.id)).await?;
+        writer.audit("server.add", Some(("server", record.id.0)), Some(record.name.clone())).await?;
+        writer.commit().await?;
+        Ok(record)
+    }
+
+    /// Makes the row of `server.id` say what `server` says (its kind stays). Writes nothing when it does already.
+    pub async fn update_server(&self, server: &ServerRecord) -> Result<(), StoreError> {
+        names::check("server", &server.name)?;
+        check_length("url", server.url.as_deref().unwrap_or_default(), 255)?;
+        check_length("region", &server.region, 50)?;
+        let mut writer = self.write().await?;
+        let row = find(&writer.txn, server.id).await?;
+        let stored = convert::server(row.clone())?;
+        if (ServerRecord { kind: stored.kind, ..server.clone() }) == stored {
+            return Ok(());
+        }
+        let same = server::Entity::find()
+            .filter(server::Column::Name.eq(server.name.as_str()))
+            .filter(server::Column::Id.ne(row.id));
+        if same.count(&writer.txn).await? > 0 {
+            return Err(StoreError::Conflict(format!("there is already a server named {}", server.name)));
+        }
+        let mut change = row.into_active_model();
+        change.name = Set(server.name.clone());
+        change.url = Set(server.url.clone());
+        change.region = Set(server.region.clone());
+        change.capabilities = Set(convert::capabilities(server.relay, server.stun));
+        change.stun_ip = Set(server.stun_ip.map(|ip| ip.to_string()));
+        change.stun_ip2 = Set(server.stun_ip2.map(|ip| ip.to_string()));
+        change.stun_port = Set(server.stun_port.into());
+        change.enabled = Set(server.enabled);
+        server::Entity::update(change).exec(&writer.txn).await?;
+        writer.log(&Subject::Server(server.id)).await?;
+        writer.audit("server.update", Some(("server", server.id.0)), None).await?;
+        writer.commit().await?;
+        Ok(())
+    }
+
+    /// Deletes an external server; the built-in one can only be disabled.
+    pub async fn delete_server(&self, id: ServerId) -> Result<(), StoreError> {
+        let mut writer = self.write().await?;
+        let row = find(&writer.txn, id).await?;
+        if convert::server(row.clone())?.kind == ServerKind::Builtin {
+            return Err(StoreError::InUse(
+                "the built-in server cannot be deleted; disable it in the controller's configuration (`builtin_relay.enabled`)".into(),
+            ));
+        }
+        server::Entity::delete_by_id(row.id).exec(&writer.txn).await?;
+        writer.log(&Subject::Server(id)).await?;
+        writer.audit("server.delete", Some(("server", id.0)), Some(row.name)).await?;
+        writer.commit().await?;
+        Ok(())
+    }
+}
+
+async fn find(txn: &sea_orm::DatabaseTransaction, id: ServerId) -> Result<server::Model, StoreError> {
+    let missing = || StoreError::NotFound { what: "server", key: id.to_string() };
+    let key = id_to_db(id.0).map_err(|_| missing())?;
+    server::Entity::find_by_id(key).one(txn).await?.ok_or_else(missing)
+}
+
+fn details(row: server::Model) -> Result<ServerDetails, StoreError> {
+    Ok(ServerDetails {
+        last_heartbeat: row.last_heartbeat.map(from_db).transpose()?,
+        created_at: from_db(row.created_at)?,
+        record: convert::server(row)?,
+    })
+}
+
+fn check_length(what: &str, text: &str, max: usize) -> Result<(), StoreError> {
+    if text.chars().count() > max {
+        return Err(StoreError::Invalid(format!("the server's {what} is longer than {max} characters")));
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! What administrators do: networks, names, routes, servers, the audit log.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail")]
+
+mod common;
+
+use common::*;
+use edgelink_model::records::ServerKind;
+use edgelink_model::{NetworkId, ServerId};
+use edgelink_store::{Actor, NewNetwork, NewRoute, NewServer, NodeFilter, Store};
+
+fn refusal<T: std::fmt::Debug, E: std::fmt::Display>(result: Result<T, E>) -> String {
+    result.map_err(|e| e.to_string()).unwrap_err()
+}
+
+async fn create(store: &Store, name: &str, subnet: &str) -> Result<NetworkId, String> {
+    let new = NewNetwork { name: name.into(), subnet: subnet.parse().unwrap(), description: "d".into() };
+    store.create_network(new).await.map(|n| n.id).map_err(|e| e.to_string())
+}
+
+#[tokio::test]
+async fn networks_are_made_found_and_deleted() {
+    let (_dir, store) = temp_store().await;
+    let id = create(&store, "lab", "10.0.1.0/24").await.unwrap();
+    let lab = store.find_network("lab").await.unwrap();
+    assert_eq!((lab.record.id, lab.nodes, lab.created_at, lab.updated_at), (id, 0, NOW, NOW));
+    assert_eq!(store.find_network(&id.to_string()).await.unwrap(), lab);
+    assert_eq!(store.networks().await.unwrap().len(), 2);
+    assert_eq!(
+        refusal(create(&store, "lab", "10.2.0.0/16").await),
+        "there is already a network named lab; choose another name"
+    );
+    assert_eq!(
+        refusal(create(&store, "7", "10.2.0.0/16").await),
+        "the network name \"7\" would be mistaken for an id; add a letter"
+    );
+    assert_eq!(refusal(store.find_network("nowhere").await), "there is no network nowhere");
+    store.delete_network(id).await.unwrap();
+    assert_eq!(refusal(store.delete_network(id).await), format!("there is no network {id}"));
+    assert_eq!(
+        refusal(store.delete_network(DEFAULT).await),
+        "network default cannot be deleted: nodes that join without an auth key go there"
+    );
+}
+
+#[tokio::test]
+async fn a_network_with_nodes_stays() {
+    let (_dir, store) = temp_store().await;
+    let lab = network(&store, "lab", "10.9.0.0/24").await;
+    let key = edgelink_store::NewAuthKey { network_id: lab, reusable: true, ..one_shot("k") };
+    store.create_auth_key(key).await.unwrap();
+    let node = store.enroll(knock_with(1, "k")).await.unwrap();
+    assert_eq!(
+        refusal(store.delete_network(lab).await),
+        "network lab still has 1 node; delete it first (`edgelink-ctl node list --network lab`)"
+    );
+    store.delete_node(node.id).await.unwrap();
+    store.delete_network(lab).await.unwrap();
+    assert_eq!(store.auth_keys().await.unwrap(), [], "its keys go with it");
+}
+
+#[tokio::test]
+async fn nodes_are_found_by_id_before_name_and_ambiguity_is_told() {
+    let (_dir, store) = temp_store().await;
+    let lab = network(&store, "lab", "10.9.0.0/24").await;
+    store.create_auth_key(edgelink_store::NewAuthKey { network_id: lab, ..one_shot("k") }).await.unwrap();
+    let here = store.enroll(knock(1)).await.unwrap();
+    let there = store.enroll(knock_with(2, "k")).await.unwrap();
+    for id in [here.id, there.id] {
+        store.rename_node(id, "web").await.unwrap();
+    }
+    assert_eq!(
+        refusal(store.find_node("web", None).await),
+        format!("several networks have a node named web (ids {}, {}); give the id", here.id, there.id)
+    );
+    assert_eq!(store.find_node("web", Some(lab)).await.unwrap().record.id, there.id);
+    assert_eq!(store.find_node(&here.id.to_string(), None).await.unwrap().record.id, here.id);
+    assert_eq!(refusal(store.find_node("99", None).await), "there is no node 99");
+    assert_eq!(refusal(store.find_node("99999999999", None).await), "there is no node 99999999999");
+    let in_lab = store.nodes(NodeFilter { network: Some(lab), online: false }).await.unwrap();
+    assert_eq!(in_lab.iter().map(|n| n.record.id).collect::<Vec<_>>(), [there.id]);
+
+    let third = store.enroll(knock(3)).await.unwrap();
+    assert_eq!(
+        refusal(store.rename_node(third.id, "web").await),
+        "the network already has a node named web; choose another name"
+    );
+    assert_eq!(
+        refusal(store.rename_node(third.id, "a b").await),
+        "the node name \"a b\" may hold letters, digits, '.', '_' and '-' only"
+    );
+    assert_eq!(store.rename_node(third.id, "web2").await.unwrap().name, "web2");
+}
+
+#[tokio::test]
+async fn routes_belong_to_nodes() {
+    let (_dir, store) = temp_store().await;
+    let node_id = store.enroll(knock(1)).await.unwrap().id;
+    let new = NewRoute { node_id, cidr: "192.168.1.0/24".parse().unwrap(), priority: 100, weight: 100, enabled: false };
+    let route = store.add_route(new.clone()).await.unwrap();
+    assert_eq!(refusal(store.add_route(new.clone()).await), "node host-1 already has a route to 192.168.1.0/24");
+    let with_host_bits = NewRoute { cidr: "192.168.1.9/24".parse().unwrap(), ..new.clone() };
+    assert_eq!(
+        refusal(store.add_route(with_host_bits).await),
+        "the route 192.168.1.9/24 has host bits set; did you mean 192.168.1.0/24?"
+    );
+    assert_eq!(refusal(store.add_route(NewRoute { weight: 0, ..new }).await), "a route's weight is 1 to 65535");
+    assert!(store.set_route_enabled(route.id, true).await.unwrap().enabled);
+    assert_eq!(store.routes().await.unwrap(), [edgelink_model::records::RouteRecord { enabled: true, ..route }]);
+    store.delete_node(node_id).await.unwrap();
+    assert_eq!(store.routes().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn servers_are_added_and_the_builtin_one_stays() {
+    let (_dir, store) = temp_store().await;
+    let new = NewServer {
+        name: "relay-1".into(),
+        url: Some("wss://relay.example.com/ws/data".into()),
+        region: "asia".into(),
+        relay: true,
+        stun: false,
+        stun_ip: None,
+        stun_ip2: None,
+        stun_port: 3478,
+    };
+    let server = store.add_server(new.clone()).await.unwrap();
+    assert_eq!((server.kind, server.relay, server.stun), (ServerKind::External, true, false));
+    assert_eq!(
+        refusal(store.add_server(new.clone()).await),
+        "there is already a server named relay-1; choose another name"
+    );
+    assert_eq!(
+        refusal(store.add_server(NewServer { name: "r2".into(), url: None, ..new }).await),
+        "a relay needs a URL, such as wss://relay.example.com/ws/data"
+    );
+    assert_eq!(store.find_server("relay-1").await.unwrap().record, server);
+    assert!(refusal(store.delete_server(ServerId(1)).await).starts_with("the built-in server cannot be deleted"));
+    store.delete_server(server.id).await.unwrap();
+
+    let builtin = store.find_server("builtin").await.unwrap().record;
+    let version = store.counts().await.unwrap().version;
+    store.update_server(&builtin).await.unwrap();
+    assert_eq!(store.counts().await.unwrap().version, version, "no difference, no change");
+    let moved = edgelink_model::records::ServerRecord { stun_ip: Some("198.51.100.7".parse().unwrap()), ..builtin };
+    store.update_server(&moved).await.unwrap();
+    assert_eq!(store.find_server("1").await.unwrap().record, moved);
+    assert_eq!(store.counts().await.unwrap().version, version + 1);
+}
+
+#[tokio::test]
+async fn the_audit_log_tells_who_did_what() {
+    let (_dir, store) = temp_store().await;
+    let node = store.enroll(knock(1)).await.unwrap();
+    store.acting_as(Actor::cli(Some("alice".into()))).authorize_node(node.id).await.unwrap();
+    let log = store.audit_log(10).await.unwrap();
+    let lines: Vec<_> =
+        log.iter().map(|e| (e.actor_type.as_str(), e.actor_id.as_deref(), e.action.as_str(), e.target_id)).collect();
+    assert_eq!(lines, [("cli", Some("alice"), "node.authorize", Some(1)), ("system", None, "node.knock", Some(1))]);
+    assert_eq!(log[0].created_at, NOW);
+}

@@ -1,0 +1,62 @@
+//! A temporary database with a clock that stands still.
+#![allow(dead_code, reason = "every test file takes what it needs")]
+
+use edgelink_model::records::{EnrollRequest, HostInfo};
+use edgelink_model::{NetworkId, UnixMillis};
+use edgelink_store::{NewAuthKey, NewNetwork, Store};
+use tempfile::TempDir;
+
+/// 2023-11-14, 22:13:20 and half a second.
+pub(crate) const NOW: UnixMillis = 1_700_000_000_500;
+pub(crate) const DEFAULT: NetworkId = NetworkId(1);
+
+pub(crate) async fn temp_store() -> (TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    (dir, store)
+}
+
+pub(crate) async fn open(dir: &TempDir) -> Store {
+    Store::open(dir.path().join("edgelink.db"), true).await.unwrap().with_clock(|| NOW)
+}
+
+pub(crate) fn knock(machine: u8) -> EnrollRequest {
+    EnrollRequest {
+        machine_key_pub: [machine; 32],
+        auth_key_hash: None,
+        host: HostInfo {
+            hostname: format!("host-{machine}"),
+            os: "linux".into(),
+            arch: "x86_64".into(),
+            version: "0.1.0".into(),
+        },
+        now_unix_ms: NOW,
+        require_authorization: true,
+    }
+}
+
+pub(crate) fn knock_with(machine: u8, key: &str) -> EnrollRequest {
+    EnrollRequest { auth_key_hash: Some(key_hash(key)), ..knock(machine) }
+}
+
+/// Any 64 hex digits will do.
+pub(crate) fn key_hash(key: &str) -> String {
+    let mut hash: String = key.bytes().map(|b| format!("{b:02x}")).collect();
+    hash.push_str(&"0".repeat(64 - hash.len()));
+    hash
+}
+
+pub(crate) fn one_shot(key: &str) -> NewAuthKey {
+    NewAuthKey {
+        key_hash: key_hash(key),
+        network_id: DEFAULT,
+        reusable: false,
+        preauthorized: true,
+        expires_at: Some(NOW + 1000),
+    }
+}
+
+pub(crate) async fn network(store: &Store, name: &str, subnet: &str) -> NetworkId {
+    let new = NewNetwork { name: name.into(), subnet: subnet.parse().unwrap(), description: String::new() };
+    store.create_network(new).await.unwrap().id
+}

@@ -1,0 +1,271 @@
+//! A node knocks: keys, addresses, limits, and what a lost answer or a dropped transaction may not do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail")]
+
+mod common;
+
+use common::*;
+use edgelink_model::NodeId;
+use edgelink_model::records::{EnrollError, EnrollRequest, HostInfo};
+use edgelink_store::{Changes, NewAuthKey, NodeFilter};
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::pin;
+use std::task::Poll;
+
+#[tokio::test]
+async fn a_new_machine_waits_and_gets_its_address_only_when_it_is_authorized() {
+    let (_dir, store) = temp_store().await;
+    let pending = store.enroll(knock(1)).await.unwrap();
+    assert_eq!((pending.authorized, pending.virtual_ip, pending.name.as_str()), (false, None, "host-1"));
+    assert_eq!(pending.machine_key_pub, [1; 32]);
+    assert_eq!(pending.last_seen, Some(NOW));
+
+    let node = store.authorize_node(pending.id).await.unwrap();
+    assert_eq!((node.authorized, node.virtual_ip), (true, Some("10.0.1.1".parse().unwrap())));
+    assert_eq!(store.authorize_node(pending.id).await.unwrap(), node, "twice is once");
+    assert_eq!(store.enroll(knock(1)).await.unwrap(), node, "it comes back");
+}
+
+#[tokio::test]
+async fn without_required_authorization_everybody_is_let_in_but_the_deauthorized() {
+    let (_dir, store) = temp_store().await;
+    let open_door = |machine| EnrollRequest { require_authorization: false, ..knock(machine) };
+    let waiting = store.enroll(knock(1)).await.unwrap();
+    assert!(!waiting.authorized);
+    assert!(store.enroll(open_door(1)).await.unwrap().authorized);
+    assert!(store.enroll(open_door(2)).await.unwrap().authorized);
+    store.deauthorize_node(waiting.id).await.unwrap();
+    let barred = store.enroll(open_door(1)).await.unwrap();
+    assert!(!barred.authorized);
+    assert_eq!(barred.virtual_ip, Some("10.0.1.1".parse().unwrap()), "it keeps its address");
+}
+
+#[tokio::test]
+async fn a_one_shot_key_opens_once_and_again_for_the_machine_that_consumed_it() {
+    let (_dir, store) = temp_store().await;
+    store.create_auth_key(one_shot("k")).await.unwrap();
+    let node = store.enroll(knock_with(1, "k")).await.unwrap();
+    assert!(node.authorized);
+    assert_eq!(store.enroll(knock_with(1, "k")).await.unwrap(), node, "the answer was lost");
+    assert_eq!(store.enroll(knock_with(2, "k")).await, Err(EnrollError::UnknownAuthKey));
+    assert_eq!(store.nodes(NodeFilter::default()).await.unwrap().len(), 1);
+
+    store.delete_node(node.id).await.unwrap();
+    assert_eq!(
+        store.enroll(knock_with(1, "k")).await,
+        Err(EnrollError::UnknownAuthKey),
+        "it was consumed all the same"
+    );
+}
+
+#[tokio::test]
+async fn of_many_machines_with_one_one_shot_key_one_gets_in() {
+    let (dir, store) = temp_store().await;
+    let other = open(&dir).await;
+    store.create_auth_key(one_shot("k")).await.unwrap();
+    let results =
+        futures_util::future::join_all((0..16).map(|m| [&store, &other][m % 2].enroll(knock_with(m as u8, "k")))).await;
+    assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 1);
+    assert_eq!(results.iter().filter(|r| **r == Err(EnrollError::UnknownAuthKey)).count(), 15);
+}
+
+#[tokio::test]
+async fn bad_keys_are_refused_with_the_reason_and_leave_no_node() {
+    let (_dir, store) = temp_store().await;
+    store.create_auth_key(NewAuthKey { expires_at: Some(NOW), ..one_shot("old") }).await.unwrap();
+    store.create_auth_key(NewAuthKey { expires_at: Some(NOW + 1), ..one_shot("fresh") }).await.unwrap();
+    assert_eq!(store.enroll(knock_with(1, "nonsense")).await, Err(EnrollError::UnknownAuthKey));
+    assert_eq!(store.enroll(knock_with(1, "old")).await, Err(EnrollError::AuthKeyExpired));
+    assert_eq!(store.nodes(NodeFilter::default()).await.unwrap(), []);
+    assert!(store.enroll(knock_with(1, "fresh")).await.unwrap().authorized, "until the very moment of its expiry");
+    assert!(store.enroll(knock_with(1, "old")).await.unwrap().authorized, "a member needs no key");
+
+    let waiting = store.enroll(knock(2)).await.unwrap();
+    assert_eq!(store.enroll(knock_with(2, "nonsense")).await, Err(EnrollError::UnknownAuthKey));
+    assert_eq!(store.enroll(knock_with(2, "old")).await, Err(EnrollError::AuthKeyExpired));
+    assert_eq!(store.enroll(knock(2)).await.unwrap(), waiting);
+}
+
+#[tokio::test]
+async fn the_key_names_the_network() {
+    let (_dir, store) = temp_store().await;
+    let lab = network(&store, "lab", "10.9.0.0/24").await;
+    let key = NewAuthKey { network_id: lab, reusable: true, ..one_shot("lab") };
+    store.create_auth_key(key).await.unwrap();
+    let node = store.enroll(knock_with(1, "lab")).await.unwrap();
+    assert_eq!((node.network_id, node.virtual_ip), (lab, Some("10.9.0.1".parse().unwrap())));
+    // Same address in another network, and the same host name: they never meet.
+    let twin = network(&store, "twin", "10.9.0.0/24").await;
+    store.create_auth_key(NewAuthKey { network_id: twin, ..one_shot("twin") }).await.unwrap();
+    let request = EnrollRequest { host: knock(1).host, ..knock_with(2, "twin") };
+    let other = store.enroll(request).await.unwrap();
+    assert_eq!((other.network_id, other.virtual_ip, &other.name), (twin, node.virtual_ip, &node.name));
+
+    store.enroll(knock(3)).await.unwrap();
+    assert_eq!(store.enroll(knock_with(3, "lab")).await, Err(EnrollError::OtherNetwork));
+}
+
+#[tokio::test]
+async fn a_key_without_preauthorization_only_chooses_the_network() {
+    let (_dir, store) = temp_store().await;
+    store.create_auth_key(NewAuthKey { preauthorized: false, ..one_shot("k") }).await.unwrap();
+    let node = store.enroll(knock_with(1, "k")).await.unwrap();
+    assert!(!node.authorized);
+    assert_eq!(store.enroll(knock_with(1, "k")).await.unwrap(), node);
+    assert_eq!(store.enroll(knock_with(2, "k")).await, Err(EnrollError::UnknownAuthKey), "consumed");
+}
+
+#[tokio::test]
+async fn a_pending_machine_may_come_again_with_a_preauthorized_key() {
+    let (_dir, store) = temp_store().await;
+    let waiting = store.enroll(knock(1)).await.unwrap();
+    store.create_auth_key(one_shot("k")).await.unwrap();
+    let node = store.enroll(knock_with(1, "k")).await.unwrap();
+    assert_eq!((node.id, node.authorized, node.virtual_ip), (waiting.id, true, Some("10.0.1.1".parse().unwrap())));
+    assert_eq!(store.enroll(knock_with(2, "k")).await, Err(EnrollError::UnknownAuthKey), "consumed");
+}
+
+#[tokio::test]
+async fn a_deauthorized_machine_stays_out_until_a_newer_key_or_an_administrator() {
+    let (_dir, store) = temp_store().await;
+    store.create_auth_key(NewAuthKey { reusable: true, ..one_shot("k") }).await.unwrap();
+    let node = store.enroll(knock_with(1, "k")).await.unwrap();
+    store.deauthorize_node(node.id).await.unwrap();
+    assert!(!store.enroll(knock_with(1, "k")).await.unwrap().authorized, "its old key does not undo it");
+
+    let later = store.with_clock(|| NOW + 1);
+    later.create_auth_key(one_shot("new")).await.unwrap();
+    assert!(store.enroll(knock_with(1, "new")).await.unwrap().authorized);
+    store.deauthorize_node(node.id).await.unwrap();
+    assert_eq!(store.authorize_node(node.id).await.unwrap().virtual_ip, node.virtual_ip);
+}
+
+#[tokio::test]
+async fn a_full_pool_is_refused_and_a_deleted_node_makes_room() {
+    let (_dir, store) = temp_store().await;
+    let tiny = network(&store, "tiny", "10.9.0.0/30").await;
+    store.create_auth_key(NewAuthKey { network_id: tiny, reusable: true, ..one_shot("k") }).await.unwrap();
+    let first = store.enroll(knock_with(1, "k")).await.unwrap();
+    store.enroll(knock_with(2, "k")).await.unwrap();
+    let full = store.enroll(knock_with(3, "k")).await.unwrap_err();
+    assert_eq!(full, EnrollError::PoolExhausted("10.9.0.0/30".into()));
+    assert_eq!(
+        full.to_string(),
+        "no free address is left in the network's subnet 10.9.0.0/30; delete unused nodes or enlarge the subnet"
+    );
+    assert_eq!(store.nodes(NodeFilter::default()).await.unwrap().len(), 2, "the third left nothing");
+    store.delete_node(first.id).await.unwrap();
+    let third = store.enroll(knock_with(3, "k")).await.unwrap();
+    assert_eq!(third.virtual_ip, first.virtual_ip);
+    assert_ne!(third.id, first.id, "ids are never used again");
+}
+
+#[tokio::test]
+async fn pending_nodes_are_capped_per_network() {
+    let (_dir, store) = temp_store().await;
+    let store = store.with_max_pending(2);
+    let first = store.enroll(knock(1)).await.unwrap();
+    store.enroll(knock(2)).await.unwrap();
+    assert_eq!(store.enroll(knock(3)).await, Err(EnrollError::TooManyPending));
+    assert!(store.enroll(knock(1)).await.is_ok(), "who waits already may come again");
+    store.authorize_node(first.id).await.unwrap();
+    assert!(store.enroll(knock(3)).await.is_ok());
+    store.create_auth_key(one_shot("k")).await.unwrap();
+    assert!(store.enroll(knock_with(4, "k")).await.unwrap().authorized, "a preauthorized key needs no waiting room");
+}
+
+#[tokio::test]
+async fn host_info_is_refreshed_and_cleaned_and_only_a_difference_is_a_change() {
+    let (_dir, store) = temp_store().await;
+    let node = store.enroll(knock(1)).await.unwrap();
+    let version = store.snapshot().await.unwrap().version;
+    let later = EnrollRequest { now_unix_ms: NOW + 5000, ..knock(1) };
+    assert_eq!(store.enroll(later.clone()).await.unwrap().last_seen, Some(NOW + 5000));
+    assert_eq!(store.snapshot().await.unwrap().version, version, "a node that comes back is news to nobody");
+
+    let host = HostInfo { hostname: "evil\u{1b}[2J".into(), version: "v".repeat(1000), ..later.host.clone() };
+    let changed = store.enroll(EnrollRequest { host, ..later }).await.unwrap();
+    assert_eq!((changed.host.hostname.as_str(), changed.host.version.len()), ("evil[2J", 255));
+    assert_eq!(changed.name, node.name, "the name is the administrator's");
+    assert_eq!(store.snapshot().await.unwrap().version, version + 1);
+}
+
+#[tokio::test]
+async fn equal_host_names_get_numbers() {
+    let (_dir, store) = temp_store().await;
+    let mut names = Vec::new();
+    for machine in 1..=3 {
+        names.push(store.enroll(EnrollRequest { host: knock(7).host, ..knock(machine) }).await.unwrap().name);
+    }
+    assert_eq!(names, ["host-7", "host-7-2", "host-7-3"]);
+}
+
+#[tokio::test]
+async fn concurrent_enrolments_through_two_handles_never_share_an_address() {
+    let (dir, store) = temp_store().await;
+    let other = open(&dir).await;
+    let many = network(&store, "many", "10.9.0.0/26").await;
+    store.create_auth_key(NewAuthKey { network_id: many, reusable: true, ..one_shot("k") }).await.unwrap();
+    let results =
+        futures_util::future::join_all((0..64).map(|m| [&store, &other][m % 2].enroll(knock_with(m as u8, "k")))).await;
+    let addresses: Vec<_> = results.iter().flatten().filter_map(|node| node.virtual_ip).collect();
+    let unique: BTreeSet<_> = addresses.iter().copied().collect();
+    let all: BTreeSet<_> = "10.9.0.0/26".parse::<ipnet::Ipv4Net>().unwrap().hosts().collect();
+    assert_eq!((addresses.len(), unique), (62, all));
+    assert_eq!(results.iter().filter(|r| **r == Err(EnrollError::PoolExhausted("10.9.0.0/26".into()))).count(), 2);
+}
+
+/// Polls `future` at most `polls` times; a pending future is dropped, as a killed task's is.
+async fn poll_at_most<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = polls;
+    std::future::poll_fn(move |cx| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(cx).map(Some)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_enrolment_dropped_anywhere_happened_wholly_or_not_at_all() {
+    let (_dir, store) = temp_store().await;
+    let (mut nothing, mut done) = (0, false);
+    for polls in 1..200u8 {
+        let before = store.snapshot().await.unwrap();
+        let key = store.create_auth_key(one_shot(&format!("k{polls}"))).await.unwrap();
+        let answer = poll_at_most(polls.into(), store.enroll(knock_with(polls, &format!("k{polls}")))).await;
+        done = answer.is_some();
+        // The next writer gets its turn, and sees the same as everybody.
+        store.set_setting("probe", "x").await.unwrap();
+        let after = store.snapshot().await.unwrap();
+        let consumed = store.auth_keys().await.unwrap().iter().any(|k| k.id == key.id && k.used_at.is_some());
+        let joined = after.nodes.iter().any(|n| n.machine_key_pub == [polls; 32]);
+        assert_eq!(joined, consumed);
+        assert_eq!(after.version, before.version + u64::from(joined));
+        if done {
+            assert!(joined);
+            break;
+        }
+        if !joined {
+            assert_eq!(after, before);
+            nothing += 1;
+        }
+    }
+    assert!(done, "an enrolment takes fewer polls than that");
+    assert!(nothing > 3, "it was cut in the middle of its transaction");
+}
+
+#[tokio::test]
+async fn another_handle_sees_it_at_once() {
+    let (dir, store) = temp_store().await;
+    let other = open(&dir).await;
+    let Changes::Some { version, changes } = other.changes_after(0).await.unwrap() else { panic!("resync") };
+    assert_eq!((version, changes), (0, vec![]));
+    let node = store.enroll(knock(1)).await.unwrap();
+    let Changes::Some { version, changes } = other.changes_after(0).await.unwrap() else { panic!("resync") };
+    assert_eq!((version, changes), (1, vec![(1, edgelink_model::records::Change::Node(node.clone()))]));
+    assert_eq!(node.id, NodeId(1));
+}

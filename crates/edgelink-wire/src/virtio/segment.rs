@@ -1,0 +1,153 @@
+//! TCP segmentation in software (what Linux does in `tcp_gso_segment` and `inet_gso_segment`).
+
+use super::{GSO_NONE, Tcp, VirtioError, VirtioHeader, complete_checksum};
+use crate::packet::{self, checksum, pseudo_header};
+
+const FIN_PSH: u8 = 0x09;
+const CWR: u8 = 0x80;
+
+/// Cuts `packet` as its header says and hands out complete, checksummed IP packets in order; a packet that is not to be
+/// cut comes out whole with its checksum completed. Returns how many. Allocates one buffer; see [`Segments`] for none.
+///
+/// `mss_limit` bounds the TCP payload per segment further, for paths of a small MTU.
+///
+/// # Errors
+/// As [`Segments::new`], and then nothing has been handed out.
+pub fn segment(
+    h: &VirtioHeader,
+    packet: &[u8],
+    mss_limit: Option<u16>,
+    mut each: impl FnMut(&[u8]),
+) -> Result<usize, VirtioError> {
+    let mut segments = Segments::new(h, packet, mss_limit)?;
+    let mut buffer = vec![0; segments.next_len()];
+    let mut count = 0;
+    while let Some(len) = segments.write_next(&mut buffer) {
+        each(buffer.get(..len).unwrap_or_default());
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// The segments of one packet, each written where the caller wants it: into the frame that will be sealed.
+pub struct Segments<'a> {
+    packet: &'a [u8],
+    how: How,
+    /// Of the payload, sent already.
+    done: usize,
+    index: u16,
+}
+
+enum How {
+    Whole(VirtioHeader),
+    Cut { tcp: Tcp, mss: usize },
+    Finished,
+}
+
+impl<'a> Segments<'a> {
+    /// Prepares to cut `packet`. See [`segment`].
+    ///
+    /// # Errors
+    /// A packet that is to be cut must be as [`super::validate`] says, except that it may be of any size and number of
+    /// segments; of others only the checksum offsets must lie inside. [`VirtioError::BadSegmentSize`] when `mss_limit`
+    /// is 0.
+    pub fn new(h: &VirtioHeader, packet: &'a [u8], mss_limit: Option<u16>) -> Result<Self, VirtioError> {
+        let how = if h.gso_type == GSO_NONE {
+            let end = usize::from(h.csum_start) + usize::from(h.csum_offset) + 2;
+            if h.flags & super::F_NEEDS_CSUM != 0 && end > packet.len() {
+                return Err(VirtioError::BadChecksumOffset);
+            }
+            How::Whole(*h)
+        } else {
+            let tcp = Tcp::parse(h, packet)?;
+            let mss = usize::from(mss_limit.map_or(h.gso_size, |limit| limit.min(h.gso_size)));
+            if mss == 0 {
+                return Err(VirtioError::BadSegmentSize);
+            }
+            How::Cut { tcp, mss }
+        };
+        Ok(Self { packet, how, done: 0, index: 0 })
+    }
+
+    /// Length of the next segment, 0 when there is none. None that follows is longer.
+    pub fn next_len(&self) -> usize {
+        match &self.how {
+            How::Whole(_) => self.packet.len(),
+            How::Cut { tcp, mss } => self.packet.len().min(tcp.payload + self.done + mss) - self.done,
+            How::Finished => 0,
+        }
+    }
+
+    /// Writes the next segment to the start of `out` and returns its length.
+    ///
+    /// `None` when there is none left, or `out` is shorter than [`Self::next_len`]; then nothing moves on.
+    pub fn write_next(&mut self, out: &mut [u8]) -> Option<usize> {
+        let len = self.next_len();
+        let out = out.get_mut(..len).filter(|out| !out.is_empty())?;
+        let finished = match &self.how {
+            How::Whole(h) => {
+                out.copy_from_slice(self.packet);
+                // The offsets were checked by `new`.
+                complete_checksum(h, out).ok()?;
+                true
+            }
+            How::Cut { tcp, .. } => {
+                let finished = self.done + len == self.packet.len();
+                write_segment(tcp, self.packet, self.done, self.index, finished, out)?;
+                self.done += len - tcp.payload;
+                self.index = self.index.wrapping_add(1);
+                finished
+            }
+            How::Finished => return None,
+        };
+        if finished {
+            self.how = How::Finished;
+        }
+        Some(len)
+    }
+}
+
+/// Builds the segment that carries the payload from `done` on, as much as fills `out`. `None` cannot happen: `Tcp` has
+/// proved that the headers are there.
+fn write_segment(tcp: &Tcp, packet: &[u8], done: usize, index: u16, last: bool, out: &mut [u8]) -> Option<()> {
+    let transport = tcp.ip.transport;
+    let len = out.len();
+    let (header, payload) = out.split_at_mut_checked(tcp.payload)?;
+    header.copy_from_slice(packet.get(..tcp.payload)?);
+    payload.copy_from_slice(packet.get(tcp.payload + done..)?.get(..payload.len())?);
+
+    let (ip, segment) = out.split_at_mut_checked(transport)?;
+    if tcp.ip.src.is_ipv4() {
+        put16(ip, 2, u16::try_from(len).ok()?)?;
+        let id = get16(ip, 4)?;
+        put16(ip, 4, id.wrapping_add(index))?;
+        put16(ip, 10, 0)?;
+        let sum = checksum(0, ip);
+        put16(ip, 10, sum)?;
+    } else {
+        put16(ip, 4, u16::try_from(segment.len()).ok()?)?;
+    }
+
+    let seq: &mut [u8; 4] = segment.get_mut(4..)?.first_chunk_mut()?;
+    *seq = u32::from_be_bytes(*seq).wrapping_add(u32::try_from(done).ok()?).to_be_bytes();
+    let flags = segment.get_mut(13)?;
+    if !last {
+        *flags &= !FIN_PSH;
+    }
+    if index != 0 {
+        *flags &= !CWR;
+    }
+    put16(segment, super::TCP_CSUM_OFFSET, 0)?;
+    let pseudo = pseudo_header(tcp.ip.src, tcp.ip.dst, packet::TCP, segment.len());
+    let sum = checksum(pseudo, segment);
+    put16(segment, super::TCP_CSUM_OFFSET, sum)
+}
+
+fn get16(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|word| u16::from_be_bytes(*word))
+}
+
+fn put16(bytes: &mut [u8], at: usize, value: u16) -> Option<()> {
+    *bytes.get_mut(at..)?.first_chunk_mut()? = value.to_be_bytes();
+    Some(())
+}

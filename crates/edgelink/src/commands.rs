@@ -1,0 +1,163 @@
+//! The everyday commands: each asks the daemon over its Unix socket and shows the answer.
+
+use crate::cli::{PingArgs, UpArgs};
+use crate::output;
+use edgelink_api::Secret;
+use edgelink_api::local::{
+    LocalError, LocalErrorKind, LocalRequest, LocalResponse, NetworkChoice, PingRequest, UpRequest, from_line, to_line,
+};
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+/// Outcome of a command: the text is for stderr.
+pub(crate) type Outcome = Result<(), LocalError>;
+
+pub(crate) fn status(socket: &Path, json: bool) -> Outcome {
+    match ask(socket, &LocalRequest::Status(NetworkChoice::default()))? {
+        LocalResponse::Status(status) if json => print_json(&status),
+        LocalResponse::Status(status) => print(&output::status(&status)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+pub(crate) fn peers(socket: &Path, json: bool) -> Outcome {
+    match ask(socket, &LocalRequest::Peers(NetworkChoice::default()))? {
+        LocalResponse::Peers { peers } if json => print_json(&peers),
+        LocalResponse::Peers { peers } => print(&output::peers(&peers)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+pub(crate) fn up(socket: &Path, json: bool, args: UpArgs) -> Outcome {
+    let request = UpRequest {
+        controller: args.controller,
+        auth_key: args.key.map(Secret::new),
+        pin: args.pin,
+        hostname: args.hostname,
+        wait_ms: Some(args.timeout.saturating_mul(1000)),
+    };
+    match ask(socket, &LocalRequest::Up(request))? {
+        LocalResponse::Status(status) => {
+            if json {
+                print_json(&status)?
+            } else {
+                print(&output::up(&status))?
+            }
+            output::up_verdict(&status)
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+pub(crate) fn down(socket: &Path, json: bool) -> Outcome {
+    match ask(socket, &LocalRequest::Down)? {
+        LocalResponse::Status(status) if json => print_json(&status),
+        LocalResponse::Status(_) => print("down\n"),
+        other => Err(unexpected(&other)),
+    }
+}
+
+pub(crate) fn ping(socket: &Path, json: bool, args: PingArgs) -> Outcome {
+    let millis = |seconds: f64| (seconds.clamp(0.0, 86_400.0) * 1000.0) as u64;
+    let mut request = PingRequest::new(args.target.clone(), args.count);
+    request.interval_ms = millis(args.interval);
+    request.timeout_ms = millis(args.timeout).max(1);
+    let mut connection = Connection::open(socket)?;
+    connection.send(&LocalRequest::Ping(request))?;
+    loop {
+        match connection.receive()? {
+            LocalResponse::PingReply(reply) if json => print_json(&reply)?,
+            LocalResponse::PingReply(reply) => print(&output::ping_reply(&reply))?,
+            LocalResponse::PingDone(done) => {
+                if json {
+                    print_json(&done)?
+                } else {
+                    print(&output::ping_done(&args.target, &done))?
+                }
+                if done.received == 0 {
+                    return Err(LocalError::new(LocalErrorKind::Failed, "no probe was answered"));
+                }
+                return Ok(());
+            }
+            LocalResponse::Error(error) => return Err(error),
+            other => return Err(unexpected(&other)),
+        }
+    }
+}
+
+fn ask(socket: &Path, request: &LocalRequest) -> Result<LocalResponse, LocalError> {
+    let mut connection = Connection::open(socket)?;
+    connection.send(request)?;
+    match connection.receive()? {
+        LocalResponse::Error(error) => Err(error),
+        response => Ok(response),
+    }
+}
+
+struct Connection(BufReader<UnixStream>);
+
+impl Connection {
+    fn open(socket: &Path) -> Result<Self, LocalError> {
+        let stream = UnixStream::connect(socket).map_err(|error| {
+            let path = socket.display();
+            match error.kind() {
+                ErrorKind::PermissionDenied => LocalError::new(
+                    LocalErrorKind::NotAuthorized,
+                    format!("not allowed to use {path}: run as root, or join the group `edgelink`"),
+                ),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => LocalError::new(
+                    LocalErrorKind::Unreachable,
+                    format!("the daemon is not running (nothing answers at {path}); start it with `edgelink run`"),
+                ),
+                _ => {
+                    LocalError::new(LocalErrorKind::Unreachable, format!("cannot reach the daemon at {path}: {error}"))
+                }
+            }
+        })?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    fn send(&mut self, request: &LocalRequest) -> Result<(), LocalError> {
+        let line = to_line(request).map_err(|e| LocalError::new(LocalErrorKind::Failed, e.to_string()))?;
+        self.0.get_mut().write_all(line.as_bytes()).map_err(lost)
+    }
+
+    fn receive(&mut self) -> Result<LocalResponse, LocalError> {
+        let mut line = Vec::new();
+        self.0.read_until(b'\n', &mut line).map_err(lost)?;
+        if line.is_empty() {
+            return Err(LocalError::new(
+                LocalErrorKind::Unreachable,
+                "the daemon closed the connection: it was stopped, or see its log",
+            ));
+        }
+        from_line(&line).map_err(|_| {
+            LocalError::new(LocalErrorKind::Failed, "the daemon's answer is not understood; is it of another version?")
+        })
+    }
+}
+
+fn lost(error: std::io::Error) -> LocalError {
+    LocalError::new(LocalErrorKind::Unreachable, format!("the connection to the daemon broke: {error}"))
+}
+
+fn unexpected(response: &LocalResponse) -> LocalError {
+    tracing::debug!(?response, "unexpected response");
+    LocalError::new(LocalErrorKind::Failed, "the daemon gave an unexpected answer; is it of another version?")
+}
+
+/// Prints to stdout; a reader that has gone away (`| head`) is no error.
+fn print(text: &str) -> Outcome {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(LocalError::new(LocalErrorKind::Failed, format!("cannot write the answer: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Outcome {
+    let line = to_line(value).map_err(|e| LocalError::new(LocalErrorKind::Failed, e.to_string()))?;
+    print(&line)
+}

@@ -1,0 +1,203 @@
+//! One connection to the controller or a relay: dialled, then driven by one task that reads and writes at once.
+
+use super::tunnel::Tunnel;
+use super::{now, os_rng};
+use anyhow::{Context as _, Result};
+use bytes::{Bytes, BytesMut};
+use edgelink_config::{ClientConfig, Env, WsUrl};
+use edgelink_net::tls::{self, ClientTls, Pin};
+use edgelink_net::ws::{Dial, DialError, Event, Incoming, WebSocket, dial};
+use edgelink_node::{Drop as DropReason, LinkId, Target};
+use edgelink_session::trust::Trust;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use tokio::sync::{Notify, oneshot};
+
+/// Messages are taken from the core while less than this is unsent: enough to keep TLS and TCP busy, little enough that
+/// a control message does not wait long.
+const UNSENT: usize = 128 << 10;
+/// Messages handled before others get a turn.
+const RECEIVE_BATCH: usize = 32;
+/// Controllers send configurations of up to 8 MiB, in one message (DESIGN §1).
+const MAX_CONTROL_MESSAGE: usize = 9 << 20;
+/// RFC 6455 §7.4.1: going away.
+const GOING_AWAY: u16 = 1001;
+
+/// How connections are made: TLS, proxy, headers.
+pub(crate) struct Dialer {
+    controller: Dial,
+    relay: Dial,
+    origin: String,
+}
+
+impl Dialer {
+    /// The controller is trusted by `pin` when there is one; relays on other origins by `ca_file` or the system's CAs.
+    pub(crate) fn new(config: &ClientConfig, profile_pin: Option<&str>, url: &WsUrl, env: &Env) -> Result<Self> {
+        let pin = match (&config.pin, profile_pin) {
+            (Some(pin), _) => Some(Pin(pin.hash())),
+            (None, Some(text)) => Some(text.parse().context("the pin is malformed")?),
+            (None, None) => None,
+        };
+        let tls = |pin| tls::client_config(&ClientTls { ca_file: config.ca_file.clone(), ca_pem: None, pin });
+        let proxy = config.proxy.as_ref().map(|p| p.expose().to_owned());
+        let proxy = proxy.or_else(|| ["HTTPS_PROXY", "https_proxy"].iter().find_map(|n| env.get(n).map(str::to_owned)));
+        let base = |tls| Dial {
+            sni: config.sni.clone(),
+            headers: config.headers.0.clone(),
+            proxy: proxy.clone(),
+            allow_plain: !url.is_tls(),
+            ..Dial::new(String::new(), tls)
+        };
+        let controller = Dial { url: url.to_string(), max_message: MAX_CONTROL_MESSAGE, ..base(tls(pin)?) };
+        let mut relay = base(tls(None)?);
+        if !config.relay.allow_local_addresses {
+            relay.address_filter = Some(Arc::new(is_global_enough));
+        }
+        Ok(Self { controller, relay, origin: url.origin() })
+    }
+
+    async fn dial(&self, target: &Target) -> Result<WebSocket, DialError> {
+        match target {
+            Target::Control => dial(&self.controller).await,
+            // The built-in relay: the same origin, the same trust, the same port as the controller.
+            Target::Relay { url, path, .. } if url.is_empty() => {
+                let url = format!("{}{path}", self.origin);
+                dial(&Dial { url, max_message: edgelink_net::ws::MAX_MESSAGE, ..self.controller.clone() }).await
+            }
+            Target::Relay { url, .. } => dial(&Dial { url: url.clone(), ..self.relay.clone() }).await,
+        }
+    }
+}
+
+/// Relay addresses that come from the controller must not lead into this host or its links (DESIGN §9).
+fn is_global_enough(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => !(v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_multicast()),
+        IpAddr::V6(v6) => !(v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast()),
+    }
+}
+
+/// The configuration's trust, in the session layer's terms.
+pub(crate) fn trust(config: &edgelink_config::Trust) -> Result<Trust> {
+    Ok(match config {
+        edgelink_config::Trust::Tofu => Trust::Tofu,
+        edgelink_config::Trust::Controller => Trust::Controller,
+        edgelink_config::Trust::Pinned(list) => Trust::Pinned(list.to_vec()),
+    })
+}
+
+/// Drives one link from dialling to its end.
+pub(super) async fn run(
+    tunnel: Rc<Tunnel>,
+    link: LinkId,
+    target: Target,
+    writable: Rc<Notify>,
+    mut closed: oneshot::Receiver<Option<Bytes>>,
+) {
+    let dialled = tokio::select! {
+        dialled = tunnel.dialer.dial(&target) => dialled,
+        _ = &mut closed => return,
+    };
+    let reason = match dialled {
+        Err(error) => error.to_string(),
+        Ok(ws) => {
+            tunnel.feed(|node, now| node.link_connected(link, now));
+            match drive(&tunnel, link, ws, &writable, &mut closed).await {
+                Some(reason) => reason,
+                // The core ended it and knows.
+                None => return,
+            }
+        }
+    };
+    tunnel.links.borrow_mut().remove(&link);
+    tunnel.feed(|node, now| node.link_closed(link, &reason, now, &mut os_rng()));
+    tunnel.drained.notify_one();
+}
+
+/// Reads and writes until the other end closes (the reason is returned) or the core does (`None`).
+async fn drive(
+    tunnel: &Rc<Tunnel>,
+    link: LinkId,
+    mut ws: WebSocket,
+    writable: &Notify,
+    closed: &mut oneshot::Receiver<Option<Bytes>>,
+) -> Option<String> {
+    // What was queued before this task listened was announced before too.
+    let mut more = true;
+    loop {
+        while more && ws.unsent() < UNSENT {
+            let message = tunnel.node.borrow_mut().poll_transmit(link);
+            match message {
+                Some(message) => {
+                    if let Err(error) = ws.feed(message) {
+                        return Some(error.to_string());
+                    }
+                }
+                None => more = false,
+            }
+            tunnel.drained.notify_one();
+        }
+        tokio::select! {
+            biased;
+            last = &mut *closed => {
+                if let Ok(Some(last)) = last && let Err(error) = ws.feed(last) {
+                    tracing::debug!(%error, "the last words were not sent");
+                }
+                ws.close(GOING_AWAY, "").await;
+                return None;
+            }
+            () = writable.notified(), if !more => more = true,
+            event = ws.next(more) => match event {
+                Ok(Event::Message(first)) => {
+                    if let Err(reason) = receive(tunnel, link, first, &mut ws) {
+                        return Some(reason);
+                    }
+                }
+                Ok(Event::Writable) => {}
+                Ok(Event::Closed) => {
+                    let reason = ws.close_reason().map(ToString::to_string);
+                    return Some(reason.unwrap_or_else(|| "closed by the other end".to_owned()));
+                }
+                Err(error) => return Some(error.to_string()),
+            },
+        }
+    }
+}
+
+/// Hands a message, and those that are here already, to the core; opened packets go straight to the TUN.
+fn receive(tunnel: &Rc<Tunnel>, link: LinkId, first: Incoming, ws: &mut WebSocket) -> Result<(), String> {
+    let at = now();
+    let mut message = first;
+    let mut outcome = Ok(());
+    for turn in 1.. {
+        let Incoming::Binary(bytes) = message else {
+            outcome = Err("the other end sent a text message".to_owned());
+            break;
+        };
+        // In place when this task is the buffer's only owner, as it is for all but the smallest messages.
+        let mut bytes = BytesMut::from(bytes);
+        let mut refused = 0;
+        let mut node = tunnel.node.borrow_mut();
+        node.handle_message(link, &mut bytes, at, &mut os_rng(), &mut |header, packet| {
+            refused += u32::from(!tunnel.write_tun(header, packet));
+        });
+        (0..refused).for_each(|_| node.count_drop(DropReason::TunWrite));
+        drop(node);
+        if turn == RECEIVE_BATCH {
+            break;
+        }
+        match ws.try_recv() {
+            Poll::Ready(Ok(Some(next))) => message = next,
+            // The end of the connection is seen again by whoever waits next.
+            Poll::Ready(Ok(None)) | Poll::Pending => break,
+            Poll::Ready(Err(error)) => {
+                outcome = Err(error.to_string());
+                break;
+            }
+        }
+    }
+    tunnel.pump();
+    outcome
+}

@@ -1,0 +1,258 @@
+//! The daemon: configuration and profile in, one joined network out, commands answered on the local socket.
+
+mod links;
+mod local;
+mod state;
+mod tunnel;
+
+use crate::cli::RunArgs;
+use anyhow::{Context as _, Result, anyhow, bail};
+use edgelink_api::local::{DaemonState, LocalError, LocalErrorKind, Status, UpRequest};
+use edgelink_config::{ClientConfig, Config as _, Env, WsUrl};
+use edgelink_model::records::HostInfo;
+use edgelink_model::{Now, capabilities};
+use edgelink_node::NodeConfig;
+use edgelink_os::{host, privileges};
+use getrandom::SysRng;
+use rand_core::UnwrapErr;
+use state::{Profile, StateDir};
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+use tunnel::{Tunnel, TunnelConfig};
+use zeroize::Zeroizing;
+
+/// Path of the control channel when the URL names none (specification §10.2).
+const CONTROL_PATH: &str = "/ws/control";
+
+/// The daemon's state, for everything on its one thread.
+pub(crate) struct Daemon {
+    config: ClientConfig,
+    env: Env,
+    state: Rc<StateDir>,
+    profile: RefCell<Profile>,
+    tunnel: RefCell<Option<Rc<Tunnel>>>,
+}
+
+/// `edgelink run`: returns when told to end.
+pub(crate) fn run(args: RunArgs, socket: PathBuf, env: Env) -> Result<()> {
+    let mut config: ClientConfig = edgelink_config::load(args.config.as_deref(), &env)?;
+    for warning in config.validate()? {
+        tracing::warn!("{warning}");
+    }
+    if let Some(dir) = args.state_dir {
+        config.state_dir = Some(dir);
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    LocalSet::new().block_on(&runtime, serve(config, socket, env))
+}
+
+async fn serve(config: ClientConfig, socket: PathBuf, env: Env) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    if !privileges::has_net_admin() {
+        bail!(
+            "not allowed to create the TUN interface: run as root or grant CAP_NET_ADMIN \
+             (setcap cap_net_admin+ep /path/to/edgelink; in a container --cap-add NET_ADMIN)"
+        );
+    }
+    let root = nix::unistd::geteuid().is_root();
+    let state = StateDir::open(&config.state_dir(&env, root), config.key_file.as_deref())?;
+    // Made now, so that a damaged key stops the daemon at once and not at the first `up`.
+    let machine = state.machine_key()?.public();
+    tracing::info!(machine = machine.fingerprint(), "edgelink {}", env!("CARGO_PKG_VERSION"));
+    let profile = RefCell::new(state.profile()?);
+    let daemon = Rc::new(Daemon { config, env, state: Rc::new(state), profile, tunnel: RefCell::default() });
+    let listener = local::bind(&socket)?;
+    if let Err(error) = privileges::drop_to_net_admin() {
+        tracing::warn!(%error, "privileges kept");
+    }
+
+    tokio::task::spawn_local(local::serve(Rc::clone(&daemon), listener));
+    if daemon.wants_up() {
+        daemon.start().await?;
+    } else {
+        tracing::info!("no network to join yet: edgelink up wss://CONTROLLER --key AUTHKEY");
+    }
+    tokio::task::spawn_local(announce_ready(Rc::clone(&daemon)));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ending");
+    daemon.stop().await;
+    if let Err(error) = std::fs::remove_file(&socket) {
+        tracing::debug!(%error, "the local socket is gone already");
+    }
+    Ok(())
+}
+
+/// Prints the one line that scripts wait for, once the network is usable (DESIGN §8), and forgets the auth key that
+/// has served.
+async fn announce_ready(daemon: Rc<Daemon>) {
+    loop {
+        let Some(tunnel) = daemon.tunnel() else {
+            daemon.tunnel_changed().await;
+            continue;
+        };
+        let mut progress = tunnel.progress();
+        drop(tunnel);
+        if progress.wait_for(|p| p.ready).await.is_err() {
+            continue;
+        }
+        let status = daemon.status();
+        let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
+        println!("ready {} {} in network {}", status.name, addresses.join(" "), status.network.unwrap_or_default());
+        if let Err(error) = daemon.forget_auth_key() {
+            tracing::warn!(error = format!("{error:#}"), "the used auth key stays in the profile");
+        }
+        return;
+    }
+}
+
+impl Daemon {
+    pub(crate) fn tunnel(&self) -> Option<Rc<Tunnel>> {
+        self.tunnel.borrow().clone()
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        match self.tunnel() {
+            Some(tunnel) => tunnel.status(),
+            None => Status {
+                state: DaemonState::Down,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                name: self.hostname(),
+                ..Status::default()
+            },
+        }
+    }
+
+    /// Joins: with what was given, or as the last time.
+    pub(crate) async fn up(&self, request: UpRequest) -> Result<(), LocalError> {
+        let usage = |text: String| LocalError::new(LocalErrorKind::Usage, text);
+        if let Some(url) = &request.controller {
+            if self.config.controller.is_some() {
+                return Err(usage("the configuration file names the controller; change it there".to_owned()));
+            }
+            url.parse::<WsUrl>().map_err(|e| usage(format!("{url:?} is no controller URL: {e}")))?;
+        }
+        if let Some(pin) = &request.pin {
+            pin.parse::<edgelink_net::tls::Pin>().map_err(|e| usage(format!("{pin:?} is no pin: {e}")))?;
+        }
+        let old = self.profile.borrow().clone();
+        let new = Profile {
+            controller: request.controller.or_else(|| old.controller.clone()),
+            pin: request.pin.or_else(|| old.pin.clone()),
+            auth_key: request.auth_key.map(|k| k.expose().to_owned()).or_else(|| old.auth_key.clone()),
+            hostname: request.hostname.or_else(|| old.hostname.clone()),
+            down: false,
+        };
+        if new.controller.is_none() && self.config.controller.is_none() {
+            return Err(usage("which controller? edgelink up wss://HOST[:PORT] --key AUTHKEY".to_owned()));
+        }
+        let changed = new != old;
+        self.state.save_profile(&new).map_err(local::failed)?;
+        *self.profile.borrow_mut() = new;
+        if self.tunnel().is_some() && !changed {
+            return Ok(());
+        }
+        self.stop().await;
+        self.start().await.map_err(local::failed)
+    }
+
+    pub(crate) async fn down(&self) -> Result<()> {
+        let profile = Profile { down: true, ..self.profile.borrow().clone() };
+        self.state.save_profile(&profile)?;
+        *self.profile.borrow_mut() = profile;
+        self.stop().await;
+        Ok(())
+    }
+
+    fn wants_up(&self) -> bool {
+        let profile = self.profile.borrow();
+        self.config.controller.is_some() || (profile.controller.is_some() && !profile.down)
+    }
+
+    async fn start(&self) -> Result<()> {
+        let profile = self.profile.borrow().clone();
+        let url = match (&self.config.controller, &profile.controller) {
+            (Some(url), _) => url.clone(),
+            (None, Some(text)) => text.parse().map_err(|why| anyhow!("{text:?} is no controller URL: {why}"))?,
+            (None, None) => bail!("no controller is configured"),
+        };
+        let url = url.or_path(CONTROL_PATH);
+        let dialer = links::Dialer::new(&self.config, profile.pin.as_deref(), &url, &self.env)?;
+        // Before anything is joined: without a TUN there is no point, and its offloads decide our capabilities.
+        let tun = tunnel::open_tun(self.config.tun.name.as_str(), self.config.tun.mtu.into())?;
+        let node = NodeConfig {
+            controller_host: url.host().trim_matches(['[', ']']).to_ascii_lowercase(),
+            auth_key: self.auth_key(&profile)?,
+            host: HostInfo {
+                hostname: self.hostname(),
+                os: host::os().to_owned(),
+                arch: host::arch().to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+            trust: links::trust(&self.config.trust)?,
+            psk: None,
+            capabilities: if tun.offload() { capabilities::SUPER_PACKETS } else { 0 },
+        };
+        let config = TunnelConfig { node, controller: url.to_string(), dialer, tun };
+        let tunnel = Tunnel::start(config, self.state.machine_key()?, Rc::clone(&self.state))?;
+        *self.tunnel.borrow_mut() = Some(tunnel);
+        Ok(())
+    }
+
+    async fn stop(&self) {
+        let tunnel = self.tunnel.borrow_mut().take();
+        if let Some(tunnel) = tunnel {
+            tunnel.stop().await;
+        }
+    }
+
+    /// Returns when a tunnel may have been started.
+    async fn tunnel_changed(&self) {
+        // `up` is a person's command: looking four times a second is soon enough and costs nothing.
+        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    }
+
+    fn hostname(&self) -> String {
+        let given = self.profile.borrow().hostname.clone();
+        given.or_else(|| self.config.hostname.clone()).unwrap_or_else(host::hostname)
+    }
+
+    fn auth_key(&self, profile: &Profile) -> Result<Option<Zeroizing<String>>> {
+        if let Some(key) = &profile.auth_key {
+            return Ok(Some(Zeroizing::new(key.clone())));
+        }
+        if let Some(key) = &self.config.auth_key {
+            return Ok(Some(Zeroizing::new(key.expose().to_owned())));
+        }
+        let Some(path) = &self.config.auth_key_file else { return Ok(None) };
+        let text = edgelink_os::files::read_private(path)?;
+        Ok(Some(Zeroizing::new(text.trim().to_owned())))
+    }
+
+    fn forget_auth_key(&self) -> Result<()> {
+        let mut profile = self.profile.borrow_mut();
+        if profile.auth_key.take().is_some() {
+            self.state.save_profile(&profile)?;
+        }
+        Ok(())
+    }
+}
+
+/// The present on both clocks.
+pub(crate) fn now() -> Now {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { mono: Instant::now(), unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX) }
+}
+
+/// The kernel's random numbers.
+pub(crate) fn os_rng() -> UnwrapErr<SysRng> {
+    UnwrapErr(SysRng)
+}

@@ -1,0 +1,309 @@
+//! One network joined: drives the node's core with sockets, the TUN and the clock.
+//!
+//! Everything here runs on one thread ([`tokio::task::LocalSet`]), so the core needs no lock and a packet crosses no
+//! channel: the TUN task seals straight into a link's batch, a link's reader opens in place and writes to the TUN.
+
+use super::state::StateDir;
+use super::{links, now, os_rng};
+use anyhow::{Context as _, Result};
+use edgelink_api::local::Status;
+use edgelink_auth::MachineKey;
+use edgelink_model::Now;
+use edgelink_node::{Event, Interface, LinkId, Node, NodeConfig, PingId, Target};
+use edgelink_os::net::Netlink;
+use edgelink_os::tun::{READ_BUFFER_LEN, Tun, TunConfig};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet};
+
+/// Packets read from the TUN before others get a turn.
+const TUN_BATCH: usize = 64;
+
+/// How a network is joined.
+pub(crate) struct TunnelConfig {
+    pub(crate) node: NodeConfig,
+    /// `wss://host:port/ws/control`.
+    pub(crate) controller: String,
+    pub(crate) dialer: links::Dialer,
+    pub(crate) tun: Rc<Tun>,
+}
+
+/// What is known of the tunnel from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// The first configuration was applied and the TUN carries it.
+    pub(crate) ready: bool,
+    /// Bumped at every event, so that waiters look again.
+    pub(crate) turns: u64,
+}
+
+/// A ping's outcome: round trip.
+type PingWaiter = oneshot::Sender<Duration>;
+
+pub(crate) struct Tunnel {
+    pub(super) node: RefCell<Node>,
+    pub(super) controller: String,
+    pub(super) dialer: links::Dialer,
+    pub(super) tun: Rc<Tun>,
+    state: Rc<StateDir>,
+    pub(super) links: RefCell<HashMap<LinkId, LinkHandle>>,
+    /// The timer task sleeps until this deadline.
+    armed: Cell<Option<Instant>>,
+    rearm: Notify,
+    /// Some link has taken messages: the TUN may be read again.
+    pub(super) drained: Notify,
+    interface: watch::Sender<Option<Interface>>,
+    progress: watch::Sender<Progress>,
+    first_config: Cell<bool>,
+    pings: RefCell<HashMap<PingId, PingWaiter>>,
+    pub(super) tasks: RefCell<JoinSet<()>>,
+}
+
+/// What the tunnel keeps of a link's task.
+pub(super) struct LinkHandle {
+    /// There is something to write.
+    pub(super) writable: Rc<Notify>,
+    /// Finish: write these frames, then close.
+    pub(super) close: Option<oneshot::Sender<Option<bytes::Bytes>>>,
+    pub(super) task: AbortHandle,
+}
+
+impl Tunnel {
+    /// Opens what the network needs and starts to join. Must be called on a `LocalSet`.
+    pub(crate) fn start(config: TunnelConfig, machine: MachineKey, state: Rc<StateDir>) -> Result<Rc<Self>> {
+        let persisted = state.node_state(&config.controller)?;
+        let node = Node::new(config.node, machine, persisted, now(), &mut os_rng());
+        let this = Rc::new(Self {
+            node: RefCell::new(node),
+            controller: config.controller,
+            dialer: config.dialer,
+            tun: config.tun,
+            state,
+            links: RefCell::default(),
+            armed: Cell::new(None),
+            rearm: Notify::new(),
+            drained: Notify::new(),
+            interface: watch::Sender::new(None),
+            progress: watch::Sender::new(Progress::default()),
+            first_config: Cell::new(false),
+            pings: RefCell::default(),
+            tasks: RefCell::default(),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn_local(Rc::clone(&this).run_timers());
+        tasks.spawn_local(Rc::clone(&this).run_tun());
+        tasks.spawn_local(Rc::clone(&this).run_interface());
+        // Links join the set later, so it must be in place before the first event is handled.
+        *this.tasks.borrow_mut() = tasks;
+        this.pump();
+        Ok(this)
+    }
+
+    /// Ends every task; the TUN goes with the last reference to it.
+    pub(crate) async fn stop(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.borrow_mut());
+        tasks.shutdown().await;
+        self.links.borrow_mut().clear();
+        let netlink = Netlink::open();
+        if let Ok(netlink) = netlink
+            && let Err(error) = netlink.set_addresses(self.tun.index(), &[]).await
+        {
+            tracing::debug!(%error, "addresses not removed; they vanish with the interface");
+        }
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.node.borrow().status(&self.controller, now())
+    }
+
+    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// Sends one probe; the receiver gets the round trip, or is dropped when no answer came within `timeout`.
+    pub(crate) fn ping(
+        self: &Rc<Self>,
+        peer: edgelink_model::NodeId,
+        timeout: Duration,
+    ) -> Result<oneshot::Receiver<Duration>, edgelink_node::PingError> {
+        let ping = self.node.borrow_mut().ping(peer, timeout, now())?;
+        let (answer, receiver) = oneshot::channel();
+        self.pings.borrow_mut().insert(ping, answer);
+        self.pump();
+        Ok(receiver)
+    }
+
+    /// Does what the core wants done. Called after everything that was fed to it.
+    pub(super) fn pump(self: &Rc<Self>) {
+        loop {
+            let event = self.node.borrow_mut().poll_event();
+            let Some(event) = event else { break };
+            self.handle(event);
+        }
+        let deadline = self.node.borrow().poll_timeout();
+        if deadline != self.armed.get() {
+            self.armed.set(deadline);
+            self.rearm.notify_one();
+        }
+        self.pings.borrow_mut().retain(|_, waiter| !waiter.is_closed());
+        self.progress.send_modify(|p| p.turns += 1);
+    }
+
+    fn handle(self: &Rc<Self>, event: Event) {
+        match event {
+            Event::Dial { link, target } => self.dial(link, target),
+            Event::Close { link, last } => {
+                if let Some(mut handle) = self.links.borrow_mut().remove(&link) {
+                    match handle.close.take().map(|close| close.send(last)) {
+                        Some(Ok(())) => {}
+                        _ => handle.task.abort(),
+                    }
+                }
+            }
+            Event::Writable(link) => {
+                if let Some(handle) = self.links.borrow().get(&link) {
+                    handle.writable.notify_one();
+                }
+            }
+            Event::Interface(interface) => {
+                self.interface.send_replace(Some(interface));
+            }
+            Event::Ready => self.first_config.set(true),
+            Event::Expelled => {
+                self.first_config.set(false);
+                self.interface.send_replace(Some(Interface::default()));
+            }
+            Event::Persist(state) => {
+                if let Err(error) = self.state.save_node_state(&self.controller, &state) {
+                    tracing::error!(error = format!("{error:#}"), "cannot keep the node's state on disk");
+                }
+            }
+            Event::Pong { ping, rtt, .. } => {
+                if let Some(waiter) = self.pings.borrow_mut().remove(&ping) {
+                    // Nobody waits any more: the command was interrupted.
+                    let _ = waiter.send(rtt);
+                }
+            }
+        }
+    }
+
+    fn dial(self: &Rc<Self>, link: LinkId, target: Target) {
+        let writable = Rc::new(Notify::new());
+        let (close, closed) = oneshot::channel();
+        let task = links::run(Rc::clone(self), link, target, Rc::clone(&writable), closed);
+        let task = self.tasks.borrow_mut().spawn_local(task);
+        self.links.borrow_mut().insert(link, LinkHandle { writable, close: Some(close), task });
+    }
+
+    /// Feeds the core's timers.
+    async fn run_timers(self: Rc<Self>) {
+        loop {
+            let sleep = async {
+                match self.armed.get() {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = sleep => {
+                    self.node.borrow_mut().handle_timeout(now(), &mut os_rng());
+                    // Even an unchanged deadline must be looked at again.
+                    self.armed.set(None);
+                    self.pump();
+                }
+                () = self.rearm.notified() => {}
+            }
+            // Finished link tasks leave their result behind.
+            while self.tasks.borrow_mut().try_join_next().is_some() {}
+        }
+    }
+
+    /// TUN → core: batches, sealed in place; paused while the link's queue is long.
+    async fn run_tun(self: Rc<Self>) {
+        let mut buffer = vec![0; READ_BUFFER_LEN];
+        loop {
+            while !self.node.borrow().wants_tun() {
+                self.drained.notified().await;
+            }
+            if let Err(error) = self.tun.readable().await {
+                tracing::error!(%error, "the TUN interface cannot be read any more");
+                return;
+            }
+            let at = now();
+            for _ in 0..TUN_BATCH {
+                match self.tun.try_read(&mut buffer) {
+                    Ok(len) => {
+                        let mut node = self.node.borrow_mut();
+                        node.handle_tun(buffer.get_mut(..len).unwrap_or_default(), at);
+                        if !node.wants_tun() {
+                            break;
+                        }
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        tracing::error!(%error, "the TUN interface cannot be read; was it deleted?");
+                        return;
+                    }
+                }
+            }
+            self.pump();
+            // Let the writers work before the next batch is read.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Core → TUN: one packet. The kernel takes or drops it at once; `false` when it would not have it.
+    pub(super) fn write_tun(&self, header: &[u8], packet: &[u8]) -> bool {
+        self.tun
+            .try_write_parts(header, packet)
+            .inspect_err(|error| tracing::trace!(%error, len = packet.len(), "packet not written to the TUN"))
+            .is_ok()
+    }
+
+    /// Applies the wanted addresses to the interface, the newest wish only.
+    async fn run_interface(self: Rc<Self>) {
+        let mut wishes = self.interface.subscribe();
+        loop {
+            if wishes.changed().await.is_err() {
+                return;
+            }
+            let wish = wishes.borrow_and_update().clone();
+            let Some(interface) = wish else { continue };
+            match self.configure(&interface).await {
+                Ok(()) => {
+                    let ready = self.first_config.get() && !interface.addresses.is_empty();
+                    self.progress.send_modify(|p| p.ready = ready);
+                }
+                Err(error) => tracing::error!(error = format!("{error:#}"), "the interface could not be configured"),
+            }
+        }
+    }
+
+    async fn configure(&self, interface: &Interface) -> Result<()> {
+        let netlink = Netlink::open().context("cannot talk to the kernel's routing tables")?;
+        if interface.addresses.is_empty() {
+            netlink.set_addresses(self.tun.index(), &[]).await?;
+        } else {
+            netlink.configure_tun(&self.tun, &interface.addresses).await?;
+        }
+        tracing::info!(interface = self.tun.name(), "interface configured");
+        tracing::debug!(addresses = ?interface.addresses);
+        Ok(())
+    }
+
+    pub(super) fn feed<R>(self: &Rc<Self>, feed: impl FnOnce(&mut Node, Now) -> R) -> R {
+        let result = feed(&mut self.node.borrow_mut(), now());
+        self.pump();
+        result
+    }
+}
+
+/// Opens the TUN, before anything else needs it: without permission there is no point in going on.
+pub(crate) fn open_tun(name: &str, mtu: u32) -> Result<Rc<Tun>> {
+    Ok(Rc::new(Tun::open(&TunConfig::new(name, mtu))?))
+}

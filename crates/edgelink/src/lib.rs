@@ -1,0 +1,54 @@
+//! The EdgeLink client: the daemon `edgelink run` and the everyday commands.
+#![forbid(unsafe_code)]
+#![allow(clippy::disallowed_methods, reason = "a shell: the place where clocks are read")]
+
+mod cli;
+mod commands;
+mod daemon;
+mod output;
+
+use clap::Parser as _;
+use cli::{Cli, Command, ConfigCommand};
+use edgelink_config::Env;
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Runs the command line of this process; the exit codes are those of DESIGN §8.
+pub fn main() -> ExitCode {
+    let env = Env::new(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v))));
+    let cli = Cli::parse();
+    let filter = std::env::var("EDGELINK_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+
+    let socket = cli.socket.unwrap_or_else(|| edgelink_config::socket_path(&env));
+    let outcome = match cli.command {
+        Command::Run(args) => {
+            return match daemon::run(args, socket, env) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("edgelink: {error:#}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
+        Command::Up(args) => commands::up(&socket, cli.json, args),
+        Command::Down => commands::down(&socket, cli.json),
+        Command::Status => commands::status(&socket, cli.json),
+        Command::Peers => commands::peers(&socket, cli.json),
+        Command::Ping(args) => commands::ping(&socket, cli.json, args),
+        Command::Config(ConfigCommand::Init) => {
+            print!("{}", edgelink_config::starter::<edgelink_config::ClientConfig>());
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edgelink: {error}");
+            ExitCode::from(error.kind.exit_code())
+        }
+    }
+}

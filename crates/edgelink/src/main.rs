@@ -1,0 +1,5 @@
+//! Binary `edgelink`.
+
+fn main() -> std::process::ExitCode {
+    edgelink::main()
+}
