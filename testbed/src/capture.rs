@@ -213,7 +213,7 @@ impl Packet {
     /// Whether it holds these bytes.
     #[must_use]
     pub fn contains(&self, needle: &[u8]) -> bool {
-        !needle.is_empty() && self.bytes.windows(needle.len()).any(|window| window == needle)
+        !needle.is_empty() && memchr::memmem::find(&self.bytes, needle).is_some()
     }
 
     /// Its IP header, `None` when it is not IP. IPv6 extension headers are not followed.

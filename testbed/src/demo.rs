@@ -42,8 +42,13 @@ pub(crate) struct Interrupted(pub(crate) i32);
 ///
 /// When anything did not work as it should; everything is cleaned up by then.
 pub(crate) fn run(binaries: &Path) -> Result<()> {
-    let began = Instant::now();
     listen_for_signals()?;
+    // What fails after a signal most likely fails because of it.
+    show(binaries).map_err(|error| check_signals().err().unwrap_or(error))
+}
+
+fn show(binaries: &Path) -> Result<()> {
+    let began = Instant::now();
     let binaries = Binaries::find(binaries)?;
     tools::require(&Tool::ALL)?;
     tools::require_tun()?;
@@ -58,7 +63,7 @@ pub(crate) fn run(binaries: &Path) -> Result<()> {
     };
     text(&format!(
         "alice  {} ──┐\n\
-         \x20                ├── router ── {}  controller and relay\n\
+         \x20                 ├── router ── {}  controller and relay\n\
          bob    {} ──┘\n\n\
          ({how})\n\
          The router lets TCP to {} port {PORT} pass and drops everything else: UDP, ICMP, alice to bob.",
@@ -71,14 +76,11 @@ pub(crate) fn run(binaries: &Path) -> Result<()> {
 
     heading("The controller, with nothing configured")?;
     let mut world = World { lab: &lab, binaries: &binaries, processes: Vec::new() };
-    match world.show(&net, alice, bob) {
-        Ok(()) => {}
-        Err(error) => {
-            if error.downcast_ref::<Interrupted>().is_none() {
-                world.tell_logs();
-            }
-            return Err(error);
+    if let Err(error) = world.show(&net, alice, bob) {
+        if check_signals().is_ok() {
+            world.tell_logs();
         }
+        return Err(error);
     }
     drop(world);
     drop(net);
@@ -378,7 +380,8 @@ extern "C" fn remember(signal: libc::c_int) {
 
 fn listen_for_signals() -> Result<()> {
     // The second one ends us at once; the lab is taken away all the same.
-    let action = SigAction::new(SigHandler::Handler(remember), SaFlags::SA_RESETHAND, SigSet::empty());
+    let action =
+        SigAction::new(SigHandler::Handler(remember), SaFlags::SA_RESETHAND | SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         // SAFETY: the handler does nothing but store to an atomic.
         unsafe { sigaction(signal, &action) }?;

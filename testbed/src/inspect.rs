@@ -47,26 +47,57 @@ impl Process {
     ///
     /// When it has ended or may not be looked into.
     pub fn memory_contains(&self, needle: &[u8]) -> Result<bool> {
-        let maps = fs::read_to_string(self.proc("maps")).with_context(|| format!("{} has ended", self.name()))?;
-        let memory = File::open(self.proc("mem")).with_context(|| format!("cannot look into {}", self.name()))?;
+        let memory = self.memory()?;
         let mut looked = 0;
-        for map in maps.lines() {
-            let mut words = map.split_whitespace();
-            let (Some(range), Some(rights)) = (words.next(), words.next()) else { continue };
-            let Some((start, end)) = range.split_once('-') else { continue };
-            let (start, end) = (u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?);
-            if rights.starts_with('r') {
-                let (found, read) = region_contains(&memory, start, end, needle);
-                if found {
-                    return Ok(true);
-                }
-                looked += read;
+        for (start, end) in self.regions("r")? {
+            let (found, read) = region_contains(&memory, start, end, needle);
+            if found {
+                return Ok(true);
             }
+            looked += read;
         }
         if looked == 0 {
             return Err(anyhow!("nothing of {} could be read", self.name()));
         }
         Ok(false)
+    }
+
+    /// Its writable memory now, as a debugger would see it: each mapping's address and bytes.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended or may not be looked into.
+    pub fn writable_memory(&self) -> Result<Vec<(u64, Vec<u8>)>> {
+        let memory = self.memory()?;
+        let mut found = Vec::new();
+        for (start, end) in self.regions("rw")? {
+            let mut bytes = vec![0; usize::try_from(end - start)?];
+            // Some mappings (devices, `[vvar]`) cannot be read.
+            if memory.read_exact_at(&mut bytes, start).is_ok() {
+                found.push((start, bytes));
+            }
+        }
+        if found.is_empty() {
+            return Err(anyhow!("nothing of {} could be read", self.name()));
+        }
+        Ok(found)
+    }
+
+    fn memory(&self) -> Result<File> {
+        File::open(self.proc("mem")).with_context(|| format!("cannot look into {}", self.name()))
+    }
+
+    /// The mappings whose rights begin so, as start and end.
+    fn regions(&self, rights: &str) -> Result<Vec<(u64, u64)>> {
+        let maps = fs::read_to_string(self.proc("maps")).with_context(|| format!("{} has ended", self.name()))?;
+        let mut regions = Vec::new();
+        for map in maps.lines() {
+            let mut words = map.split_whitespace();
+            let (Some(range), Some(has)) = (words.next(), words.next()) else { continue };
+            let Some((start, end)) = range.split_once('-').filter(|_| has.starts_with(rights)) else { continue };
+            regions.push((u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?));
+        }
+        Ok(regions)
     }
 
     fn proc(&self, file: &str) -> String {
@@ -90,7 +121,7 @@ fn region_contains(memory: &File, start: u64, end: u64, needle: &[u8]) -> (bool,
         piece.truncate(kept + read);
         total += read;
         at += read as u64;
-        if piece.windows(needle.len()).any(|window| window == needle) {
+        if memchr::memmem::find(&piece, needle).is_some() {
             return (true, total);
         }
     }

@@ -31,6 +31,11 @@ pub enum LocalRequest {
     Down,
     /// `edgelink ping TARGET`.
     Ping(PingRequest),
+    /// `edgelink accept TARGET`: believe what was refused of a peer, such as a changed machine key.
+    Accept {
+        /// Peer by name, overlay address or node id.
+        target: String,
+    },
 }
 
 /// Which of the daemon's networks is meant.
@@ -109,7 +114,7 @@ impl PingRequest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "response", rename_all = "snake_case")]
 pub enum LocalResponse {
-    /// To `Status`, and to `Up` and `Down` once they are done.
+    /// To `Status`, and to `Up`, `Down` and `Accept` once they are done.
     Status(Box<Status>),
     /// To `Peers`.
     Peers {

@@ -80,8 +80,12 @@ enum ConfigCommand {
     Init,
 }
 
+/// Freed buffers kept for the next messages, in bytes.
+const KEEP_FREED: usize = 16 << 20;
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    edgelink_os::memory::keep_freed_buffers(KEEP_FREED);
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Ctl { arguments }) => {

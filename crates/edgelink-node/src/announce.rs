@@ -137,24 +137,32 @@ impl Node {
         }
     }
 
-    /// A peer has a new key, or does not know ours: tell it our key, and prove with a sealed probe that we hold its
-    /// statement.
+    /// A peer has a new key, or has not heard that we know it: tell it our key unless it has confirmed that already, and
+    /// prove with a sealed probe that we hold its statement. At most once a second.
     pub(crate) fn greet(&mut self, peer: NodeId, now: Now) {
-        self.reply_announce(peer, now);
-        let probe = Probe { path: 0, sent_us: self.micros(now) };
-        if let Err(reason) = self.send_sealed(peer, FrameType::P2pPing, Flags::default(), &[&probe.encode()], now) {
-            tracing::trace!(%peer, ?reason, "no probe sent to a peer with a new key");
-        }
+        // Two sides that know each other's keys exchange probes only, so greetings cannot go on for ever.
+        let confirmed = self.sessions.as_ref().is_some_and(|s| s.peer_confirmed(peer));
+        self.introduce(peer, !confirmed, now);
     }
 
-    /// Tells a peer our key because it seems not to know it; at most once a second.
-    pub(crate) fn reply_announce(&mut self, peer: NodeId, now: Now) {
+    /// A frame of a peer under a key that we do not know: it has missed a key of ours, or we have missed one of its.
+    pub(crate) fn greet_stranger(&mut self, peer: NodeId, now: Now) {
+        self.introduce(peer, true, now);
+    }
+
+    fn introduce(&mut self, peer: NodeId, announce: bool, now: Now) {
         let Some(state) = self.peers.get_mut(peer).map(|p| &mut p.announce) else { return };
         if state.replied_at.is_some_and(|at| now.mono.saturating_duration_since(at) < REPLY_INTERVAL) {
             return;
         }
         state.replied_at = Some(now.mono);
-        self.send_announce(peer);
+        if announce {
+            self.send_announce(peer);
+        }
+        let probe = Probe { path: 0, sent_us: self.micros(now) };
+        if let Err(reason) = self.send_sealed(peer, FrameType::P2pPing, Flags::default(), &[&probe.encode()], now) {
+            tracing::trace!(%peer, ?reason, "no probe sent to a peer with a new key");
+        }
     }
 
     /// A KEY_ANNOUNCE that came over a relay. It only updates nodes that are pinned and in the last CONFIG; rate and
@@ -168,7 +176,8 @@ impl Node {
             return self.drops.count(Drop::NotForUs);
         }
         if self.knows_statement(id, &announce.statement) {
-            return;
+            // It repeats itself, so our confirmation was lost.
+            return self.greet(id, now);
         }
         let Some(peer) = self.peers.get_mut(id) else { return self.refuse_statement(id, "not a peer") };
         if !peer.announce.may_look(now.mono) {
@@ -188,6 +197,9 @@ impl Node {
         }
         if self.is_revoked(id, statement.not_before) {
             return self.refuse_statement(id, "its key statement is older than its revocation");
+        }
+        if let Some(Err(error)) = self.sessions.as_ref().map(|s| s.check_peer(&statement)) {
+            return self.refuse_statement(id, &error.to_string());
         }
         match SignedStatement::verify(&announce.statement, &announce.signature) {
             Ok(signed) => self.adopt_statement(id, &signed, now),

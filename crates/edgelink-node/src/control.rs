@@ -224,6 +224,8 @@ impl Node {
         self.control.refusal = None;
         self.control.problem = None;
         self.control.backoff.reset();
+        // It has served: a node that an administrator deletes must not come back by itself.
+        self.config.auth_key = None;
         self.latest.identity = response.identity;
         self.latest.tokens = Some(tokens);
         self.set_identity(identity, now, rng);

@@ -172,7 +172,7 @@ impl Node {
                 Ok((opened.peer, opened.plaintext))
             }
             Err(OpenError::UnknownKey { src }) => {
-                self.reply_announce(src, now);
+                self.greet_stranger(src, now);
                 Err(Drop::UnknownKey)
             }
             Err(OpenError::NotForUs) => Err(Drop::NotForUs),

@@ -211,6 +211,10 @@ impl Node {
     pub fn handle_timeout(&mut self, now: Now, rng: &mut impl rand_core::Rng) {
         if let Some(sessions) = &mut self.sessions {
             sessions.handle_timeout(now.mono);
+            if sessions.rekey_due() {
+                // A counter has come far: long before it could end.
+                self.rotate(now, rng);
+            }
         }
         while let Some(timer) = self.timers.pop_due(now.mono) {
             match timer {

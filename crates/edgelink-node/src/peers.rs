@@ -157,6 +157,20 @@ impl Node {
         }
     }
 
+    /// A person believes what was refused of a peer (DESIGN §2): its new machine key or address is pinned from now on.
+    /// `false` when nothing is refused, or the key is not in the list of `trust`.
+    pub fn accept_peer(&mut self, id: NodeId, now: Now) -> bool {
+        let Some(network) = self.identity.as_ref().map(|i| i.network) else { return false };
+        if !self.pins.accept(network, id) {
+            return false;
+        }
+        if let Some(message) = self.latest.peers.iter().find(|p| p.node_id == id.0).cloned() {
+            self.learn_peer(&message, now);
+        }
+        self.persist();
+        true
+    }
+
     pub(crate) fn remove_peer(&mut self, id: NodeId) {
         self.peers.remove(id);
         self.timers.clear(crate::timers::Timer::Announce(id));

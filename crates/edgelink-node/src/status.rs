@@ -71,7 +71,7 @@ impl Node {
         }
         for (_, peer) in self.peers.iter() {
             if let Some(refused) = &peer.refused {
-                health.push(format!("peer {}: {refused}", peer.name));
+                health.push(format!("peer {}: {refused} (edgelink accept {})", peer.name, peer.name));
             }
         }
         health

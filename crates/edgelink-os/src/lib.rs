@@ -6,6 +6,7 @@
 
 pub mod files;
 pub mod host;
+pub mod memory;
 pub mod net;
 pub mod peer_cred;
 pub mod privileges;

@@ -58,6 +58,14 @@ pub(crate) fn down(socket: &Path, json: bool) -> Outcome {
     }
 }
 
+pub(crate) fn accept(socket: &Path, json: bool, target: String) -> Outcome {
+    match ask(socket, &LocalRequest::Accept { target: target.clone() })? {
+        LocalResponse::Status(status) if json => print_json(&status),
+        LocalResponse::Status(_) => print(&format!("{target} is believed from now on\n")),
+        other => Err(unexpected(&other)),
+    }
+}
+
 pub(crate) fn ping(socket: &Path, json: bool, args: PingArgs) -> Outcome {
     let millis = |seconds: f64| (seconds.clamp(0.0, 86_400.0) * 1000.0) as u64;
     let mut request = PingRequest::new(args.target.clone(), args.count);

@@ -14,8 +14,12 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
+/// Freed buffers kept for the next messages, in bytes.
+const KEEP_FREED: usize = 16 << 20;
+
 /// Runs the command line of this process; the exit codes are those of DESIGN §8.
 pub fn main() -> ExitCode {
+    edgelink_os::memory::keep_freed_buffers(KEEP_FREED);
     let env = Env::new(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v))));
     let cli = Cli::parse();
     let filter = std::env::var("EDGELINK_LOG").unwrap_or_else(|_| "info".to_owned());
@@ -38,6 +42,7 @@ pub fn main() -> ExitCode {
         Command::Down => commands::down(&socket, cli.json),
         Command::Status => commands::status(&socket, cli.json),
         Command::Peers => commands::peers(&socket, cli.json),
+        Command::Accept { target } => commands::accept(&socket, cli.json, target),
         Command::Ping(args) => commands::ping(&socket, cli.json, args),
         Command::Config(ConfigCommand::Init) => {
             print!("{}", edgelink_config::starter::<edgelink_config::ClientConfig>());

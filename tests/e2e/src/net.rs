@@ -1,13 +1,9 @@
 //! A controller and nodes in a lab.
 
-use std::{
-    env,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-};
+use std::{env, net::SocketAddr, path::PathBuf, sync::OnceLock};
 
 use anyhow::{Context, Result, anyhow, bail};
-use edgelink_testbed::{HostCommand, Lab, Process, Tool, tools, topology::TcpOnly};
+use edgelink_testbed::{Host, HostCommand, Lab, Process, Tool, tools, topology::TcpOnly};
 use serde_json::Value;
 
 use crate::{Node, SOON, raw::Door};
@@ -31,6 +27,7 @@ pub struct Net {
     options: NetOptions,
     controller: Option<Process>,
     join: String,
+    metrics: OnceLock<Door>,
     /// Last, since it ends everything.
     lab: Lab,
 }
@@ -59,7 +56,15 @@ impl Net {
         }
         let topology = TcpOnly::new(&lab, if options.plain { 80 } else { 443 }, names)?;
         let nodes = topology.nodes.iter().map(|host| Node::new(host.clone(), lab.dir())).collect();
-        Ok(Some(Self { nodes, topology, options, controller: None, join: String::new(), lab }))
+        Ok(Some(Self {
+            nodes,
+            topology,
+            options,
+            controller: None,
+            join: String::new(),
+            metrics: OnceLock::new(),
+            lab,
+        }))
     }
 
     /// A controller, and every node joined with the command that it printed.
@@ -209,9 +214,12 @@ impl Net {
     ///
     /// When it cannot be opened.
     pub fn door(&self, from: usize) -> Result<Door> {
-        let host = self.nodes.get(from).context("no such node")?.host.clone();
+        self.door_from(&self.nodes.get(from).context("no such node")?.host)
+    }
+
+    fn door_from(&self, host: &Host) -> Result<Door> {
         let pin = if self.options.plain { None } else { Some(self.join_flag("--pin")?.to_owned()) };
-        Door::open(host, self.topology.server, pin)
+        Door::open(host.clone(), self.topology.server, pin)
     }
 
     /// The value of a metric of the controller, with its labels.
@@ -220,10 +228,14 @@ impl Net {
     ///
     /// When it is not there.
     pub fn metric(&self, name: &str) -> Result<u64> {
-        let host = &self.topology.relay;
-        let scheme = if self.options.plain { "http" } else { "https" };
-        let url = format!("{scheme}://{}:{}/metrics", IpAddr::from([127, 0, 0, 1]), self.topology.server.port());
-        let text = host.command("curl").args(["--silent", "--show-error", "--insecure", "--max-time", "5", &url]).run()?;
+        let door = match self.metrics.get() {
+            Some(door) => door,
+            None => {
+                let door = self.door_from(&self.topology.relay)?;
+                self.metrics.get_or_init(|| door)
+            }
+        };
+        let text = door.get("/metrics")?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.and_then(|value| value.trim().parse().ok()).with_context(|| format!("no {name} in:\n{text}"))
     }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     thread,
     time::Duration,
 };
@@ -25,7 +25,11 @@ use edgelink_wire::{
 };
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
-use tokio::{runtime::Runtime, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    runtime::Runtime,
+    time::timeout,
+};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -69,7 +73,65 @@ impl Door {
         let ws = self.runtime.block_on(dial(&how))?;
         Ok(Channel { door: self, ws: Some(ws), reassembler: Reassembler::new() })
     }
+
+    /// Upgrades by hand, sends these bytes of WebSocket frames and returns all that comes until the other end closes, HTTP
+    /// header included: for what [`Channel`] cannot send.
+    ///
+    /// # Errors
+    ///
+    /// When the connection cannot be made or goes on for more than 10 s.
+    pub fn exchange(&self, path: &str, frames: &[u8]) -> Result<Vec<u8>> {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Protocol: wss-mesh.1\r\n\r\n"
+        );
+        let exchange = async {
+            let mut stream = self.stream().await?;
+            stream.write_all(request.as_bytes()).await?;
+            stream.write_all(frames).await?;
+            stream.flush().await?;
+            let mut answer = Vec::new();
+            // Until the end of the connection or of the WebSocket: its close frame with code 1008.
+            while !answer.ends_with(&[0x88, 2, 0x03, 0xf0]) && stream.read_buf(&mut answer).await? > 0 {}
+            anyhow::Ok(answer)
+        };
+        let answer = self.runtime.block_on(async { timeout(PATIENCE, exchange).await });
+        answer.map_err(|_| anyhow!("the connection lives on"))?
+    }
+
+    /// GETs a path and returns the body.
+    ///
+    /// # Errors
+    ///
+    /// When the answer is not 200.
+    pub fn get(&self, path: &str) -> Result<String> {
+        let exchange = async {
+            let mut stream = self.stream().await?;
+            let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            anyhow::Ok(answer)
+        };
+        let answer = self.runtime.block_on(async { timeout(PATIENCE, exchange).await });
+        let answer = answer.map_err(|_| anyhow!("no answer"))??;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP header")?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        Ok(body.to_owned())
+    }
+
+    async fn stream(&self) -> Result<Box<dyn Stream>> {
+        let stream = tokio::net::TcpStream::connect(self.address).await?;
+        let Some(pin) = self.pin.as_deref() else { return Ok(Box::new(stream)) };
+        let tls = tls::client_config(&ClientTls { pin: Some(pin.parse()?), ..ClientTls::default() })?;
+        let name = rustls_pki_types::ServerName::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        Ok(Box::new(tokio_rustls::TlsConnector::from(tls).connect(name, stream).await?))
+    }
 }
+
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
 /// Copies both ways, each until its sender ends. That an end breaks off is what tests look at, not an error here.
 fn forward(one: TcpStream, other: TcpStream) {
@@ -90,7 +152,7 @@ fn forward(one: TcpStream, other: TcpStream) {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     /// A control message.
-    Control(ControlMessage),
+    Control(Box<ControlMessage>),
     /// Any other frame, whole.
     Frame(Vec<u8>),
     /// The other end has closed; its WebSocket close code.
@@ -151,7 +213,10 @@ impl Channel<'_> {
     /// As [`Self::wait`].
     pub fn wait_error(&mut self) -> Result<proto::Error> {
         self.wait("an ERROR", |answer| match answer {
-            Answer::Control(ControlMessage::Error(error)) => Some(error.clone()),
+            Answer::Control(message) => match &**message {
+                ControlMessage::Error(error) => Some(error.clone()),
+                _ => None,
+            },
             _ => None,
         })
     }
@@ -188,6 +253,18 @@ impl Channel<'_> {
         Ok(before)
     }
 
+    /// Waits until the connection is over, in whatever way, and takes no interest in what comes before.
+    ///
+    /// # Errors
+    ///
+    /// When it goes on for more than 10 s.
+    pub fn wait_end(&mut self) -> Result<()> {
+        let ws = self.ws.as_mut().context("closed")?;
+        let end = async { while let Ok(Some(_)) = ws.recv().await {} };
+        let end = self.door.runtime.block_on(async { timeout(PATIENCE, end).await });
+        end.map_err(|_| anyhow!("the connection lives on"))
+    }
+
     fn receive(&mut self) -> Result<Vec<Answer>> {
         let ws = self.ws.as_mut().context("closed")?;
         let message = self.door.runtime.block_on(async { timeout(PATIENCE, ws.recv()).await });
@@ -208,7 +285,7 @@ impl Channel<'_> {
             if !control {
                 answers.push(Answer::Frame(frame.raw.to_vec()));
             } else if let Some(received) = self.reassembler.push(&frame)? {
-                answers.push(Answer::Control(received.message));
+                answers.push(Answer::Control(Box::new(received.message)));
             }
         }
         Ok(answers)
@@ -255,13 +332,20 @@ pub fn machine() -> MachineKey {
     MachineKey::generate(&mut UnwrapErr(SysRng))
 }
 
-fn challenge_of(channel: &mut Channel<'_>) -> Result<([u8; 32], u32)> {
-    channel.wait("a challenge", |answer| match answer {
-        Answer::Control(ControlMessage::AuthResponse(response)) => {
-            Some((response.challenge.as_slice().try_into().ok()?, response.server_id))
-        }
+fn auth_response(channel: &mut Channel<'_>) -> Result<proto::AuthResponse> {
+    channel.wait("AUTH_RESPONSE", |answer| match answer {
+        Answer::Control(message) => match &**message {
+            ControlMessage::AuthResponse(response) => Some(response.clone()),
+            _ => None,
+        },
         _ => None,
     })
+}
+
+fn challenge_of(channel: &mut Channel<'_>) -> Result<([u8; 32], u32)> {
+    let response = auth_response(channel)?;
+    let challenge = response.challenge.as_slice().try_into().context("no challenge")?;
+    Ok((challenge, response.server_id))
 }
 
 impl Rogue {
@@ -284,25 +368,13 @@ impl Rogue {
             auth_key: auth_key.to_owned(),
             ..Default::default()
         }))?;
-        let response = channel.wait("AUTH_RESPONSE", |answer| match answer {
-            Answer::Control(ControlMessage::AuthResponse(response)) => Some(response.clone()),
-            _ => None,
-        })?;
+        let response = auth_response(&mut channel)?;
         let identity = response.identity.context("no identity")?;
         let (node, network) = (NodeId(identity.node_id), NetworkId(identity.network_id));
         let node_key = NodeKey::generate(&mut UnwrapErr(SysRng));
-        let now = response.server_time_ms;
-        let statement = KeyStatement {
-            network_id: network,
-            node_id: node,
-            machine_pub: machine.public(),
-            node_pub: node_key.public(),
-            seq: now,
-            not_before: now / 1000,
-            not_after: now / 1000 + 86_400,
-            capabilities: 0,
-        };
-        let signed = SignedStatement::sign(statement, &machine)?;
+        let tokens = response.tokens.context("no tokens")?;
+        let mut rogue = Self { machine, node_key, node, network, tokens, config: proto::Config::default() };
+        let signed = rogue.statement(&rogue.node_key, response.server_time_ms)?;
         let announce = KeyAnnounce {
             src: node,
             dst: NodeId::CONTROLLER,
@@ -310,12 +382,33 @@ impl Rogue {
             signature: *signed.signature(),
         };
         channel.send(announce.encode())?;
-        let config = channel.wait("CONFIG", |answer| match answer {
-            Answer::Control(ControlMessage::Config(config)) => Some(config.clone()),
+        rogue.config = channel.wait("CONFIG", |answer| match answer {
+            Answer::Control(message) => match &**message {
+                ControlMessage::Config(config) => Some(config.clone()),
+                _ => None,
+            },
             _ => None,
         })?;
-        let tokens = response.tokens.context("no tokens")?;
-        Ok((Self { machine, node_key, node, network, tokens, config }, channel))
+        Ok((rogue, channel))
+    }
+
+    /// A statement of ours for this session key.
+    ///
+    /// # Errors
+    ///
+    /// Never in practice.
+    pub fn statement(&self, key: &NodeKey, now_ms: u64) -> Result<SignedStatement> {
+        let statement = KeyStatement {
+            network_id: self.network,
+            node_id: self.node,
+            machine_pub: self.machine.public(),
+            node_pub: key.public(),
+            seq: now_ms,
+            not_before: now_ms / 1000,
+            not_after: now_ms / 1000 + 86_400,
+            capabilities: 0,
+        };
+        Ok(SignedStatement::sign(statement, &self.machine)?)
     }
 
     /// Opens `/ws/data` and authenticates with its relay_token.
@@ -332,10 +425,7 @@ impl Rogue {
             signature: self.machine.sign(&message).to_vec(),
             ..Default::default()
         }))?;
-        channel.wait("the relay's consent", |answer| match answer {
-            Answer::Control(ControlMessage::AuthResponse(_)) => Some(()),
-            _ => None,
-        })?;
+        auth_response(&mut channel)?;
         Ok(channel)
     }
 }

@@ -77,8 +77,18 @@ fn status_in_json_keeps_its_contract() {
     has(
         &status,
         &[
-            "node_id", "name", "network", "addresses", "controller", "relays", "nat", "peers", "routes", "drops",
-            "config_version", "health",
+            "node_id",
+            "name",
+            "network",
+            "addresses",
+            "controller",
+            "relays",
+            "nat",
+            "peers",
+            "routes",
+            "drops",
+            "config_version",
+            "health",
         ],
     );
     has(&status["controller"], &["connected", "rtt_ms"]);
@@ -91,13 +101,13 @@ fn status_in_json_keeps_its_contract() {
 
     let [relay] = &status["relays"].as_array().unwrap()[..] else { panic!("one relay: {status}") };
     has(relay, &["id", "name", "url", "connected", "rtt_ms"]);
-    assert_eq!((&relay["connected"], &relay["url"]), (&true.into(), &format!("wss://{}/ws/data", TcpOnly::RELAY).into()));
+    assert_eq!(
+        (&relay["connected"], &relay["url"]),
+        (&true.into(), &format!("wss://{}/ws/data", TcpOnly::RELAY).into())
+    );
 
     let [peer] = &status["peers"].as_array().unwrap()[..] else { panic!("one peer: {status}") };
-    has(
-        peer,
-        &["node_id", "name", "addresses", "online", "path", "reason", "last_rx_ms", "rx_bytes", "tx_bytes"],
-    );
+    has(peer, &["node_id", "name", "addresses", "online", "path", "reason", "last_rx_ms", "rx_bytes", "tx_bytes"]);
     has(&peer["path"], &["kind", "relay_id", "via_relay_id", "endpoint", "rtt_ms"]);
     assert_eq!((&peer["name"], &peer["online"], &peer["reason"]), (&"b".into(), &true.into(), &Value::Null));
     assert_eq!(peer["addresses"][0], at_b.to_string());

@@ -99,6 +99,7 @@ async fn answer(daemon: &Rc<Daemon>, request: LocalRequest) -> Result<LocalRespo
             daemon.down().await.map_err(failed)?;
             Ok(LocalResponse::Status(Box::new(daemon.status())))
         }
+        LocalRequest::Accept { target } => accept(daemon, &target),
         LocalRequest::Ping(_) => Err(LocalError::new(LocalErrorKind::Failed, "ping is answered elsewhere")),
     }
 }
@@ -134,6 +135,19 @@ async fn up(daemon: &Rc<Daemon>, request: UpRequest) -> Result<LocalResponse, Lo
         };
         // At the time limit the answer is the state as it is.
         let _ = tokio::time::timeout(Duration::from_millis(wait), settled).await;
+    }
+    Ok(LocalResponse::Status(Box::new(daemon.status())))
+}
+
+fn accept(daemon: &Rc<Daemon>, target: &str) -> Result<LocalResponse, LocalError> {
+    let tunnel = daemon
+        .tunnel()
+        .ok_or_else(|| LocalError::new(LocalErrorKind::Unreachable, "the daemon is down; `edgelink up` connects it"))?;
+    let peer = tunnel.node.borrow().find_peer(target);
+    let peer = peer.map_err(|e| LocalError::new(LocalErrorKind::Usage, e.to_string()))?;
+    if !tunnel.feed(|node, now| node.accept_peer(peer, now)) {
+        let text = format!("nothing is refused of {target}, or its machine key is not in the list of `trust`");
+        return Err(LocalError::new(LocalErrorKind::Failed, text));
     }
     Ok(LocalResponse::Status(Box::new(daemon.status())))
 }

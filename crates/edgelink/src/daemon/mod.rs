@@ -157,7 +157,9 @@ impl Daemon {
         let changed = new != old;
         self.state.save_profile(&new).map_err(local::failed)?;
         *self.profile.borrow_mut() = new;
-        if self.tunnel().is_some() && !changed {
+        let settled = matches!(self.status().state, DaemonState::Up | DaemonState::WaitingForAuthorization);
+        // Otherwise try anew at once: the person may have removed the cause of a refusal or failure.
+        if settled && !changed {
             return Ok(());
         }
         self.stop().await;

@@ -268,6 +268,8 @@ impl Tunnel {
     /// Applies the wanted addresses to the interface, the newest wish only.
     async fn run_interface(self: Rc<Self>) {
         let mut wishes = self.interface.subscribe();
+        // A restored configuration has expressed its wish before this task began.
+        wishes.mark_changed();
         loop {
             if wishes.changed().await.is_err() {
                 return;

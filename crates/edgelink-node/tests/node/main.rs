@@ -1,0 +1,11 @@
+//! The node's core as its shell sees it: links, packets and time in, the exact events and frames out. The world plays
+//! controller, relay and a peer that has a session table of its own.
+
+mod announce;
+mod control;
+mod data;
+mod garbage;
+mod persist;
+mod relays;
+mod trust;
+mod world;

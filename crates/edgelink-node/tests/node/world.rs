@@ -1,0 +1,636 @@
+//! A node, its clock, and everybody it talks with.
+
+use edgelink_auth::{KeyStatement, MachineKey, NodeKey, SignedStatement};
+use edgelink_model::records::HostInfo;
+use edgelink_model::{NetworkId, NodeId, Now, capabilities};
+use edgelink_node::{Event, Interface, LinkId, Node, NodeConfig, PersistedState, PingId, Target};
+use edgelink_session::trust::Trust;
+use edgelink_session::{OpenError, SessionConfig, SessionTable};
+use edgelink_wire::control::{ControlMessage, Reassembler, encode, proto};
+use edgelink_wire::key_announce::KeyAnnounce;
+use edgelink_wire::packet::{self, checksum, pseudo_header};
+use edgelink_wire::ping::Ping;
+use edgelink_wire::virtio::{F_NEEDS_CSUM, GSO_TCPV4, VirtioHeader};
+use edgelink_wire::{Flags, FrameType, HEADER_LEN, data, frames};
+use rand_chacha::ChaCha8Rng;
+use rand_core::SeedableRng as _;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+pub const HOST: &str = "vpn.example.com";
+/// The controller's clock when the world begins.
+pub const START_MS: u64 = 1_700_000_000_000;
+pub const START: u64 = START_MS / 1000;
+pub const NETWORK: NetworkId = NetworkId(7);
+pub const ME: NodeId = NodeId(100);
+pub const PEER: NodeId = NodeId(200);
+pub const MY_IP: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 100);
+pub const PEER_IP: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 200);
+pub const PLAIN: [u8; 10] = [0; 10];
+
+/// How a world begins.
+pub struct Setup {
+    pub persisted: PersistedState,
+    pub trust: Trust,
+    pub capabilities: u32,
+    /// The node's clock minus the controller's.
+    pub skew_ms: i64,
+    pub auth_key: Option<&'static str>,
+    pub seed: u64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            persisted: PersistedState::default(),
+            trust: Trust::Tofu,
+            capabilities: capabilities::SUPER_PACKETS,
+            skew_ms: 0,
+            auth_key: None,
+            seed: 7,
+        }
+    }
+}
+
+pub struct World {
+    pub node: Node,
+    pub rng: ChaCha8Rng,
+    start: Instant,
+    pub elapsed: Duration,
+    pub skew_ms: i64,
+    /// What the node gave to its TUN: virtio header and packet.
+    pub tun: Vec<(Vec<u8>, Vec<u8>)>,
+    pub control: Option<LinkId>,
+    pub relay: Option<LinkId>,
+    reassemblers: BTreeMap<LinkId, Reassembler>,
+}
+
+/// One thing that the node did.
+#[derive(Debug, PartialEq)]
+pub enum Seen {
+    Dial(LinkId, Target),
+    Closed(LinkId),
+    Sent(LinkId, Sent),
+    Interface(Vec<String>),
+    Ready,
+    Expelled,
+    /// The sequence number that is on disk from now on.
+    Persisted(u64),
+    Pong(PingId, NodeId, Duration),
+}
+
+/// One frame that the node sent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Sent {
+    Message(ControlMessage),
+    Announce(KeyAnnounce),
+    Ping(Ping),
+    Pong(Ping),
+    /// A whole frame: DATA, P2P_PING or P2P_PONG.
+    Sealed(Vec<u8>),
+}
+
+impl World {
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
+    pub fn new(setup: Setup) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
+        let start = Instant::now();
+        let config = NodeConfig {
+            controller_host: HOST.to_owned(),
+            auth_key: setup.auth_key.map(|k| Zeroizing::new(k.to_owned())),
+            host: HostInfo { hostname: "me".to_owned(), os: "linux".to_owned(), ..HostInfo::default() },
+            trust: setup.trust,
+            psk: None,
+            capabilities: setup.capabilities,
+        };
+        let now = Now { mono: start, unix_ms: START_MS.saturating_add_signed(setup.skew_ms) };
+        let node = Node::new(config, machine(1), setup.persisted, now, &mut rng);
+        Self {
+            node,
+            rng,
+            start,
+            elapsed: Duration::ZERO,
+            skew_ms: setup.skew_ms,
+            tun: Vec::new(),
+            control: None,
+            relay: None,
+            reassemblers: BTreeMap::new(),
+        }
+    }
+
+    /// A member with one peer, one connected relay, and nothing left to be seen.
+    pub fn joined(peer: &Peer) -> Self {
+        Self::joined_with(Setup::default(), peer)
+    }
+
+    pub fn joined_with(setup: Setup, peer: &Peer) -> Self {
+        let mut world = Self::new(setup);
+        world.join(config(10, vec![peer.listed()]));
+        world.connect_relay(1);
+        world
+    }
+
+    /// From the dialled control channel to the first CONFIG; returns what the node did after that.
+    pub fn join(&mut self, config: proto::Config) -> Vec<Seen> {
+        self.enter();
+        self.config(config)
+    }
+
+    /// The control channel up to the admission.
+    pub fn enter(&mut self) -> Vec<Seen> {
+        let link = self.dialled_control();
+        self.connected(link);
+        self.events();
+        self.challenge();
+        self.events();
+        self.admit();
+        self.events()
+    }
+
+    pub fn dialled_control(&mut self) -> LinkId {
+        let events = self.events();
+        let link = events.iter().find_map(|e| match e {
+            Seen::Dial(link, Target::Control) => Some(*link),
+            _ => None,
+        });
+        self.control = link.or(self.control);
+        self.control.unwrap_or_else(|| panic!("the controller was not dialled: {events:?}"))
+    }
+
+    /// Dials, authenticates and pings over the relay that the node has just asked for.
+    pub fn connect_relay(&mut self, id: u32) -> Vec<Seen> {
+        let link = self.dialled_relay(id);
+        self.connected(link);
+        self.deliver(link, relay_challenge(id));
+        self.deliver(link, ControlMessage::AuthResponse(proto::AuthResponse::default()));
+        self.events()
+    }
+
+    pub fn dialled_relay(&mut self, id: u32) -> LinkId {
+        let seen = self.advance(Duration::ZERO);
+        let link = seen.iter().find_map(|(_, e)| match e {
+            Seen::Dial(link, Target::Relay { id: relay, .. }) if relay.0 == id => Some(*link),
+            _ => None,
+        });
+        let link = link.unwrap_or_else(|| panic!("relay {id} was not dialled: {seen:?}"));
+        self.relay = Some(link);
+        link
+    }
+
+    pub fn now(&self) -> Now {
+        Now { mono: self.start + self.elapsed, unix_ms: self.controller_ms().saturating_add_signed(self.skew_ms) }
+    }
+
+    pub fn controller_ms(&self) -> u64 {
+        START_MS + u64::try_from(self.elapsed.as_millis()).unwrap()
+    }
+
+    pub fn control(&self) -> LinkId {
+        self.control.unwrap()
+    }
+
+    pub fn relay(&self) -> LinkId {
+        self.relay.unwrap()
+    }
+
+    pub fn connected(&mut self, link: LinkId) {
+        let now = self.now();
+        self.node.link_connected(link, now);
+    }
+
+    pub fn closed(&mut self, link: LinkId, reason: &str) {
+        let now = self.now();
+        self.node.link_closed(link, reason, now, &mut self.rng);
+    }
+
+    pub fn deliver_raw(&mut self, link: LinkId, message: &[u8]) {
+        let now = self.now();
+        let tun = &mut self.tun;
+        let mut message = message.to_vec();
+        self.node.handle_message(link, &mut message, now, &mut self.rng, &mut |header, packet| {
+            tun.push((header.to_vec(), packet.to_vec()));
+        });
+    }
+
+    pub fn deliver(&mut self, link: LinkId, message: ControlMessage) {
+        self.deliver_raw(link, &encode(&message, Flags::NONE).unwrap());
+    }
+
+    pub fn challenge(&mut self) {
+        let response = proto::AuthResponse {
+            challenge: vec![9; 32],
+            server_time_ms: self.controller_ms(),
+            ..proto::AuthResponse::default()
+        };
+        self.deliver(self.control(), ControlMessage::AuthResponse(response));
+    }
+
+    pub fn admit(&mut self) {
+        self.deliver(self.control(), admission("relay-token-1"));
+    }
+
+    /// A CONFIG as controllers send it: with a wish for an ACK.
+    pub fn config(&mut self, config: proto::Config) -> Vec<Seen> {
+        let message = encode(&ControlMessage::Config(config), Flags::ACK_REQUESTED).unwrap();
+        self.deliver_raw(self.control(), &message);
+        self.events()
+    }
+
+    pub fn update(&mut self, update: proto::ConfigUpdate) -> Vec<Seen> {
+        let flags = if update.version == update.from_version { Flags::NONE } else { Flags::ACK_REQUESTED };
+        let message = encode(&ControlMessage::ConfigUpdate(update), flags).unwrap();
+        self.deliver_raw(self.control(), &message);
+        self.events()
+    }
+
+    /// A packet from the TUN.
+    pub fn tun(&mut self, header: &[u8], packet: &[u8]) -> Vec<Seen> {
+        let mut frame = [header, packet].concat();
+        let now = self.now();
+        self.node.handle_tun(&mut frame, now);
+        self.events()
+    }
+
+    /// Lets time pass, stopping at each deadline as a shell does; returns what happened and when.
+    pub fn advance(&mut self, by: Duration) -> Vec<(Duration, Seen)> {
+        let end = self.elapsed + by;
+        let mut seen = Vec::new();
+        for _ in 0..10_000 {
+            seen.extend(self.events().into_iter().map(|e| (self.elapsed, e)));
+            let due = self.node.poll_timeout().map(|at| at.saturating_duration_since(self.start));
+            match due.filter(|at| *at <= end) {
+                Some(at) => self.elapsed = self.elapsed.max(at),
+                None => {
+                    self.elapsed = end;
+                    return seen;
+                }
+            }
+            let now = self.now();
+            self.node.handle_timeout(now, &mut self.rng);
+        }
+        panic!("the node's timers spin");
+    }
+
+    /// Drains events as a shell does; what a link is reported writable for is written at once.
+    pub fn events(&mut self) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        while let Some(event) = self.node.poll_event() {
+            match event {
+                Event::Dial { link, target } => seen.push(Seen::Dial(link, target)),
+                Event::Close { link, .. } => seen.push(Seen::Closed(link)),
+                Event::Writable(link) => {
+                    while let Some(message) = self.node.poll_transmit(link) {
+                        let reassembler = self.reassemblers.entry(link).or_default();
+                        seen.extend(decode(reassembler, &message).into_iter().map(|sent| Seen::Sent(link, sent)));
+                    }
+                }
+                Event::Interface(Interface { addresses }) => {
+                    seen.push(Seen::Interface(addresses.iter().map(ToString::to_string).collect()));
+                }
+                Event::Ready => seen.push(Seen::Ready),
+                Event::Expelled => seen.push(Seen::Expelled),
+                Event::Persist(state) => seen.push(Seen::Persisted(state.seq_floor)),
+                Event::Pong { ping, peer, rtt, .. } => seen.push(Seen::Pong(ping, peer, rtt)),
+            }
+        }
+        seen
+    }
+
+    /// The last state that the node wants on disk; other events are lost.
+    pub fn persisted(&mut self) -> PersistedState {
+        let mut last = None;
+        while let Some(event) = self.node.poll_event() {
+            if let Event::Persist(state) = event {
+                last = Some(*state);
+            }
+        }
+        last.expect("nothing was persisted")
+    }
+
+    pub fn drops(&self, reason: &str) -> u64 {
+        self.status().drops.get(reason).copied().unwrap_or(0)
+    }
+
+    pub fn status(&self) -> edgelink_api::local::Status {
+        self.node.status("wss://vpn.example.com/ws/control", self.now())
+    }
+
+    pub fn peer_status(&self, id: NodeId) -> edgelink_api::local::Peer {
+        let peers = self.status().peers;
+        peers.into_iter().find(|p| p.node_id == id).unwrap_or_else(|| panic!("no peer {id}"))
+    }
+}
+
+/// What `message` holds.
+fn decode(reassembler: &mut Reassembler, message: &[u8]) -> Vec<Sent> {
+    frames(message)
+        .filter_map(|frame| {
+            let frame = frame.unwrap();
+            Some(match frame.frame_type().unwrap() {
+                FrameType::Ping => Sent::Ping(Ping::parse(frame.payload).unwrap()),
+                FrameType::Pong => Sent::Pong(Ping::parse(frame.payload).unwrap()),
+                FrameType::KeyAnnounce => Sent::Announce(KeyAnnounce::parse(frame.payload).unwrap()),
+                FrameType::Data | FrameType::P2pPing | FrameType::P2pPong => Sent::Sealed(frame.raw.to_vec()),
+                _ => Sent::Message(reassembler.push(&frame).unwrap()?.message),
+            })
+        })
+        .collect()
+}
+
+pub fn machine(seed: u8) -> MachineKey {
+    MachineKey::from_seed([seed; 32])
+}
+
+/// The AUTH_RESPONSE that makes the node a member.
+pub fn admission(relay_token: &str) -> ControlMessage {
+    ControlMessage::AuthResponse(proto::AuthResponse {
+        identity: Some(identity()),
+        tokens: Some(tokens(relay_token)),
+        ..proto::AuthResponse::default()
+    })
+}
+
+pub fn identity() -> proto::NodeIdentity {
+    proto::NodeIdentity {
+        node_id: ME.0,
+        network_id: NETWORK.0,
+        name: "me".to_owned(),
+        addresses: vec![MY_IP.octets().to_vec()],
+    }
+}
+
+pub fn tokens(relay_token: &str) -> proto::Tokens {
+    proto::Tokens {
+        auth_token: "auth-token".to_owned(),
+        auth_expires: START + 86_400,
+        relay_token: relay_token.to_owned(),
+        relay_expires: START + 5400,
+    }
+}
+
+pub fn relay(id: u32) -> proto::Relay {
+    proto::Relay { id, name: format!("relay-{id}"), path: "/ws/data".to_owned(), ..proto::Relay::default() }
+}
+
+pub fn relay_challenge(id: u32) -> ControlMessage {
+    ControlMessage::AuthResponse(proto::AuthResponse {
+        challenge: vec![3; 32],
+        server_id: id,
+        ..proto::AuthResponse::default()
+    })
+}
+
+pub fn error(code: u16, message: &str) -> ControlMessage {
+    ControlMessage::Error(proto::Error {
+        code: code.into(),
+        message: message.to_owned(),
+        ..proto::Error::default()
+    })
+}
+
+/// A CONFIG of our network with one relay.
+pub fn config(version: u64, peers: Vec<proto::Peer>) -> proto::Config {
+    proto::Config {
+        version,
+        network: Some(proto::Network {
+            id: NETWORK.0,
+            name: "default".to_owned(),
+            subnets: vec![proto::Prefix { address: vec![10, 7, 0, 0], length: 24 }],
+        }),
+        peers,
+        relays: vec![relay(1)],
+        ..proto::Config::default()
+    }
+}
+
+/// Another node, with its own sessions.
+pub struct Peer {
+    pub id: NodeId,
+    pub ip: Ipv4Addr,
+    pub machine: MachineKey,
+    pub sessions: SessionTable,
+    pub statement: SignedStatement,
+    capabilities: u32,
+}
+
+impl Peer {
+    pub fn new() -> Self {
+        Self::build(PEER, PEER_IP, 2, capabilities::SUPER_PACKETS)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
+    pub fn build(id: NodeId, ip: Ipv4Addr, seed: u8, capabilities: u32) -> Self {
+        let machine = machine(seed);
+        let sessions =
+            SessionTable::new(SessionConfig { network_id: NETWORK, node_id: id, psk: None, window: 8192 });
+        let (key, statement) = fresh_key(&machine, id, 5, START, capabilities);
+        let mut this = Self { id, ip, machine, sessions, statement: statement.clone(), capabilities };
+        this.sessions.set_local(key, statement, Instant::now()).unwrap();
+        this
+    }
+
+    /// A new node key, as after a rotation.
+    pub fn rotate(&mut self, seq: u64, now: Now) {
+        let (key, statement) = fresh_key(&self.machine, self.id, seq, now.unix_secs(), self.capabilities);
+        self.sessions.set_local(key, statement.clone(), now.mono).unwrap();
+        self.statement = statement;
+    }
+
+    /// A new process with the same machine key, which knows the node's statement from a CONFIG.
+    pub fn restart(&mut self, seq: u64, now: Now) {
+        let theirs = self.sessions.peer_statement(ME).cloned();
+        self.sessions =
+            SessionTable::new(SessionConfig { network_id: NETWORK, node_id: self.id, psk: None, window: 8192 });
+        self.rotate(seq, now);
+        if let Some(theirs) = theirs {
+            self.sessions.set_peer(&theirs, now.mono).unwrap();
+        }
+    }
+
+    /// As CONFIG lists it.
+    pub fn listed(&self) -> proto::Peer {
+        proto::Peer {
+            node_id: self.id.0,
+            name: format!("peer-{}", self.id),
+            machine_pub: self.machine.public().0.to_vec(),
+            statement: self.statement.bytes().to_vec(),
+            signature: self.statement.signature().to_vec(),
+            addresses: vec![self.ip.octets().to_vec()],
+            online: true,
+            endpoints: Vec::new(),
+        }
+    }
+
+    pub fn announce(&self) -> Vec<u8> {
+        announce(&self.statement)
+    }
+
+    /// Learns the node's statement, as from a KEY_ANNOUNCE.
+    pub fn learn(&mut self, announce: &KeyAnnounce, now: Now) {
+        let statement = SignedStatement::verify(&announce.statement, &announce.signature).unwrap();
+        self.sessions.set_peer(&statement, now.mono).unwrap();
+    }
+
+    /// Learns the statement that the node uses now, whoever told it.
+    pub fn meet(&mut self, world: &mut World) {
+        let announce = current_announce(world);
+        self.learn(&announce, world.now());
+    }
+
+    pub fn seal(&mut self, plaintext: &[u8]) -> Vec<u8> {
+        self.seal_as(FrameType::Data, Flags::NONE, plaintext)
+    }
+
+    pub fn seal_as(&mut self, ty: FrameType, flags: Flags, plaintext: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0; data::PLAINTEXT_OFFSET];
+        frame.extend(plaintext);
+        frame.extend([0; data::TAG_LEN]);
+        self.sessions.sealer(ME).unwrap().seal(ty, flags, &mut frame).unwrap();
+        frame
+    }
+
+    pub fn open(&mut self, frame: &[u8], now: Now) -> Result<Vec<u8>, OpenError> {
+        let mut frame = frame.to_vec();
+        self.sessions.open(&mut frame, now.mono).map(|opened| opened.plaintext.to_vec())
+    }
+
+    /// A packet from this peer to the node, sealed.
+    pub fn packet(&mut self, payload: &[u8]) -> Vec<u8> {
+        self.seal(&udp(self.ip, MY_IP, payload))
+    }
+}
+
+/// The node's present statement: it loses its control channel, comes back and announces itself.
+pub fn current_announce(world: &mut World) -> KeyAnnounce {
+    let link = world.control();
+    world.closed(link, "reset");
+    world.advance(Duration::from_secs(1));
+    let retry = world.control.take();
+    assert!(retry.is_some());
+    unreachable!("replaced below")
+}
+
+pub fn fresh_key(
+    machine: &MachineKey,
+    id: NodeId,
+    seq: u64,
+    not_before: u64,
+    capabilities: u32,
+) -> (NodeKey, SignedStatement) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seq ^ (u64::from(id.0) << 32));
+    let key = NodeKey::generate(&mut rng);
+    let statement = KeyStatement {
+        network_id: NETWORK,
+        node_id: id,
+        machine_pub: machine.public(),
+        node_pub: key.public(),
+        seq,
+        not_before,
+        not_after: not_before + 90_000,
+        capabilities,
+    };
+    (key, SignedStatement::sign(statement, machine).unwrap())
+}
+
+/// A whole KEY_ANNOUNCE frame to the node.
+pub fn announce(statement: &SignedStatement) -> Vec<u8> {
+    let src = statement.statement().node_id;
+    KeyAnnounce { src, dst: ME, statement: *statement.bytes(), signature: *statement.signature() }.encode()
+}
+
+/// A UDP packet without checksum.
+pub fn udp(src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let mut packet = ipv4(src, dst, packet::UDP, 8 + payload.len());
+    packet.extend([0, 7, 0, 7]);
+    packet.extend(u16::try_from(8 + payload.len()).unwrap().to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(payload);
+    packet
+}
+
+/// A TCP packet whose checksum is still to be completed, and the virtio header that says so; with `gso_size` a
+/// super-packet.
+pub fn tcp(src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8], gso_size: u16) -> ([u8; 10], Vec<u8>) {
+    let len = 20 + payload.len();
+    let mut packet = ipv4(src, dst, packet::TCP, len);
+    packet.extend([0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x10, 1, 0]);
+    let partial = !checksum(pseudo_header(src.into(), dst.into(), packet::TCP, len), &[]);
+    packet.extend(partial.to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(payload);
+    let header = VirtioHeader {
+        flags: F_NEEDS_CSUM,
+        gso_type: if gso_size > 0 { GSO_TCPV4 } else { 0 },
+        hdr_len: 40,
+        gso_size,
+        csum_start: 20,
+        csum_offset: 16,
+    };
+    (header.to_bytes(), packet)
+}
+
+fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, proto: u8, payload: usize) -> Vec<u8> {
+    let mut header = vec![0x45, 0];
+    header.extend(u16::try_from(20 + payload).unwrap().to_be_bytes());
+    header.extend([0, 0, 0x40, 0, 64, proto, 0, 0]);
+    header.extend(src.octets());
+    header.extend(dst.octets());
+    let sum = checksum(0, &header);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    header
+}
+
+/// Whether a whole IPv4 packet's TCP checksum is right.
+pub fn tcp_checksum_is_right(packet: &[u8]) -> bool {
+    let ip = packet::parse(packet).unwrap();
+    let segment = &packet[ip.transport..ip.total_len];
+    checksum(pseudo_header(ip.src, ip.dst, packet::TCP, segment.len()), segment) == 0
+}
+
+/// The sealed frames among what the node sent over a link.
+pub fn sealed(seen: &[Seen], link: LinkId) -> Vec<Vec<u8>> {
+    seen.iter()
+        .filter_map(|e| match e {
+            Seen::Sent(to, Sent::Sealed(frame)) if *to == link => Some(frame.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The announces among what the node sent over a link.
+pub fn announces(seen: &[Seen], link: LinkId) -> Vec<KeyAnnounce> {
+    seen.iter()
+        .filter_map(|e| match e {
+            Seen::Sent(to, Sent::Announce(announce)) if *to == link => Some(announce.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// What the node sent over a link that is a control message.
+pub fn messages(seen: &[Seen], link: LinkId) -> Vec<ControlMessage> {
+    seen.iter()
+        .filter_map(|e| match e {
+            Seen::Sent(to, Sent::Message(message)) if *to == link => Some(message.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+pub fn frame_type(frame: &[u8]) -> FrameType {
+    FrameType::from_u8(frame[1]).unwrap()
+}
+
+pub fn flags(frame: &[u8]) -> Flags {
+    Flags(frame[2])
+}
+
+pub fn payload_of(frame: &[u8]) -> &[u8] {
+    &frame[HEADER_LEN..]
+}
+
+pub fn ip(v4: Ipv4Addr) -> IpAddr {
+    v4.into()
+}
