@@ -29,7 +29,7 @@ fn two_nodes_join_with_the_printed_command_and_ping() {
 
     // EdgeLink's own ping, for people and for scripts.
     let text = a.edgelink(&["ping", "-c", "3", "-i", "0.05", "b"]).unwrap().run().unwrap();
-    assert!(text.contains("3 sent, 3 received") || text.contains("3 received"), "{text}");
+    assert!(text.contains("3 received"), "{text}");
     let text = b.edgelink(&["ping", "--json", "-c", "2", "-i", "0.05", &at_a.to_string()]).unwrap().run().unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 3, "two replies and the sum");
