@@ -45,7 +45,7 @@ section! {
         p2p: P2p = P2p::default();
         /// Connections through relays.
         relay: RelaySection = RelaySection::default();
-        /// HTTP or SOCKS proxy to the controller and relays. Left out: HTTPS_PROXY is used.
+        /// HTTP proxy to the controller and relays. Left out: HTTPS_PROXY is used.
         proxy: Option<ProxyUrl> = None, eg r#""http://proxy.example.com:3128""#;
         /// Server name to show in the TLS handshake instead of the URL's host.
         sni: Option<String> = None, eg r#""cdn.example.com""#;

@@ -12,7 +12,9 @@ use edgelink_model::records::{ServerKind, ServerRecord};
 use edgelink_net::tls::{self, Pin};
 use edgelink_os::{files, host, net::Netlink};
 use edgelink_store::{NewAuthKey, Store};
+use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +29,7 @@ const FIRST_KEY_LIFETIME: Duration = Duration::from_secs(3600);
 pub(crate) struct State {
     pub(crate) dir: PathBuf,
     pub(crate) store: Store,
+    _lock: Flock<File>,
 }
 
 impl State {
@@ -35,6 +38,7 @@ impl State {
         let root = nix::unistd::geteuid().is_root();
         let dir = config.state_dir(env, root);
         files::create_private_dir(&dir)?;
+        let lock = lock(&dir)?;
         if config.database.kind == DatabaseType::MariaDb {
             bail!("database.type \"mariadb\" is not supported by this version; use \"sqlite\"");
         }
@@ -45,8 +49,21 @@ impl State {
         let store = Store::open(&path, true).await?;
         // Nobody is connected to a process that has just begun.
         store.reset_presence().await?;
-        Ok(Self { dir, store })
+        Ok(Self { dir, store, _lock: lock })
     }
+}
+
+/// Two controllers on one directory would each tell half of the nodes that the other half is offline.
+fn lock(dir: &Path) -> Result<Flock<File>> {
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+        anyhow::anyhow!(
+            "another edgelink-controller uses {}: stop it, or give this one a directory of its own with --state-dir",
+            dir.display()
+        )
+    })
 }
 
 /// The keys that tokens are made with: configured ones, or ones kept in the database.

@@ -2,6 +2,7 @@
 
 use crate::timers::Timer;
 use crate::{Drop, Node};
+use edgelink_auth::statement::LEEWAY_SECS;
 use edgelink_auth::{KeyStatement, NodeKey, SignedStatement};
 use edgelink_model::{NodeId, Now};
 use edgelink_wire::Flags;
@@ -79,10 +80,18 @@ impl Node {
         if let (Some(link), Some(announce)) = (self.control_link(), self.own_announce(NodeId::CONTROLLER)) {
             self.send(link, announce);
         }
-        let active: Vec<NodeId> = self.peers.iter().filter(|(_, p)| p.is_active(now.mono)).map(|(id, _)| id).collect();
-        for peer in active {
-            self.announce_until_confirmed(peer, now);
-        }
+        // Whoever was still being told the former key is told the new one at once.
+        self.announce_to_active_peers(now);
+    }
+
+    /// Whether the controller and peers would not take our statement any more: the clock was wrong when the key was
+    /// made, or the machine has slept past the statement's end.
+    pub(crate) fn key_is_outdated(&self, now: Now) -> bool {
+        let there = self.controller_time(now).unix_secs();
+        let Some(signed) = self.sessions.as_ref().and_then(|s| s.local_statement()) else { return false };
+        let statement = signed.statement();
+        let soon = there.saturating_add(LEEWAY_SECS);
+        statement.not_before > soon || statement.not_after <= soon
     }
 
     /// Our statement as a whole KEY_ANNOUNCE frame.
@@ -94,17 +103,20 @@ impl Node {
         Some(announce.encode())
     }
 
-    /// Begins to announce our key to a peer, unless it has confirmed it or is being told already.
-    pub(crate) fn announce_until_confirmed(&mut self, peer: NodeId, now: Now) {
+    /// Begins to announce our key to a peer, unless it has confirmed it or is being told already. Returns whether this
+    /// was the beginning.
+    pub(crate) fn announce_until_confirmed(&mut self, peer: NodeId, now: Now) -> bool {
         if self.sessions.as_ref().is_none_or(|s| s.peer_confirmed(peer)) || self.data_link.is_none() {
-            return;
+            return false;
         }
-        let Some(state) = self.peers.get_mut(peer).map(|p| &mut p.announce) else { return };
-        if state.repeat.is_none() {
-            state.repeat = Some(FIRST_REPEAT);
-            self.timers.set(Timer::Announce(peer), now.mono + FIRST_REPEAT);
-            self.send_announce(peer);
+        let Some(state) = self.peers.get_mut(peer).map(|p| &mut p.announce) else { return false };
+        if state.repeat.is_some() {
+            return false;
         }
+        state.repeat = Some(FIRST_REPEAT);
+        self.timers.set(Timer::Announce(peer), now.mono + FIRST_REPEAT);
+        self.send_announce(peer);
+        true
     }
 
     pub(crate) fn announce_timeout(&mut self, peer: NodeId, now: Now) {
@@ -121,7 +133,7 @@ impl Node {
         self.send_announce(peer);
     }
 
-    /// A relay is back: peers that wait for our key get it now.
+    /// A relay is back or the key is new: peers that wait for our key get it now.
     pub(crate) fn announce_to_active_peers(&mut self, now: Now) {
         let waiting: Vec<NodeId> = self
             .peers
@@ -156,7 +168,7 @@ impl Node {
             return;
         }
         state.replied_at = Some(now.mono);
-        if announce {
+        if announce && !self.announce_until_confirmed(peer, now) {
             self.send_announce(peer);
         }
         let probe = Probe { path: 0, sent_us: self.micros(now) };
@@ -202,7 +214,13 @@ impl Node {
             return self.refuse_statement(id, &error.to_string());
         }
         match SignedStatement::verify(&announce.statement, &announce.signature) {
-            Ok(signed) => self.adopt_statement(id, &signed, now),
+            Ok(signed) => {
+                self.adopt_statement(id, &signed, now);
+                if self.knows_statement(id, &announce.statement) {
+                    // Also when it is the first that we hear: it waits for a sign that we have it.
+                    self.greet(id, now);
+                }
+            }
             Err(error) => self.refuse_statement(id, &error.to_string()),
         }
     }
@@ -222,7 +240,9 @@ impl Announce {
             self.heard = self.heard.saturating_sub(u32::try_from(refill).unwrap_or(BURST));
             self.heard_at = Some(now);
         }
-        self.heard += 1;
-        self.heard <= BURST
+        // What is refused does not count, or a flood would lock the peer out for long after it.
+        let allowed = self.heard < BURST;
+        self.heard += u32::from(allowed);
+        allowed
     }
 }

@@ -8,16 +8,22 @@ const FIRST: Duration = Duration::from_millis(200);
 const QUICK: Duration = Duration::from_secs(1);
 const YOUNG: Duration = Duration::from_secs(60);
 const SLOW: Duration = Duration::from_secs(30);
+/// An outage is over once a connection has lasted this long: a server that accepts and closes at once is not back.
+const STABLE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,
     since: Option<Instant>,
+    connected_at: Option<Instant>,
 }
 
 impl Backoff {
     /// How long to wait before the next attempt: 50–100 % of the doubled interval.
     pub(crate) fn next(&mut self, now: Instant, rng: &mut impl rand_core::Rng) -> Duration {
+        if self.connected_at.take().is_some_and(|at| now.saturating_duration_since(at) >= STABLE) {
+            *self = Self::default();
+        }
         let since = *self.since.get_or_insert(now);
         let ceiling = if now.saturating_duration_since(since) < YOUNG { QUICK } else { SLOW };
         let interval = FIRST.saturating_mul(1 << self.failures.min(16)).min(ceiling);
@@ -25,9 +31,9 @@ impl Backoff {
         jitter(interval, rng)
     }
 
-    /// The outage is over.
-    pub(crate) fn reset(&mut self) {
-        *self = Self::default();
+    /// The outage is over, if the connection lasts.
+    pub(crate) fn connected(&mut self, now: Instant) {
+        self.connected_at = Some(now);
     }
 
     /// Waits at its longest from now on: trying again soon cannot help.
@@ -60,7 +66,10 @@ mod tests {
         }
         let late = backoff.next(start + YOUNG, &mut rng);
         assert!((SLOW / 2..=SLOW).contains(&late));
-        backoff.reset();
-        assert!(backoff.next(start + YOUNG, &mut rng) <= FIRST);
+        backoff.connected(start + YOUNG);
+        let brief = backoff.next(start + YOUNG + STABLE / 2, &mut rng);
+        assert!((SLOW / 2..=SLOW).contains(&brief), "it did not last");
+        backoff.connected(start + YOUNG);
+        assert!(backoff.next(start + YOUNG + STABLE, &mut rng) <= FIRST);
     }
 }

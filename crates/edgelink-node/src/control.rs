@@ -223,13 +223,15 @@ impl Node {
         self.control.phase = Phase::Ready;
         self.control.refusal = None;
         self.control.problem = None;
-        self.control.backoff.reset();
+        self.control.backoff.connected(now.mono);
         // It has served: a node that an administrator deletes must not come back by itself.
         self.config.auth_key = None;
         self.latest.identity = response.identity;
         self.latest.tokens = Some(tokens);
         self.set_identity(identity, now, rng);
-        if let Some(announce) = self.own_announce(NodeId::CONTROLLER) {
+        if self.key_is_outdated(now) {
+            self.rotate(now, rng);
+        } else if let Some(announce) = self.own_announce(NodeId::CONTROLLER) {
             self.send(link, announce);
         }
         self.refresh_relay_tokens(now);
@@ -246,7 +248,7 @@ impl Node {
                 tracing::info!(message = refusal.message, "waiting for authorization");
                 self.control.phase = Phase::Waiting;
                 self.control.refusal = Some(refusal);
-                self.control.backoff.reset();
+                self.control.backoff.connected(now.mono);
                 if self.identity.is_some() {
                     self.expelled();
                 }
@@ -258,7 +260,9 @@ impl Node {
                 self.control.refusal = Some(refusal);
                 self.expelled();
             }
-            (_, Phase::Hello | Phase::Proof) => {
+            // After the admission these answer our key statement: as final as a refusal before it.
+            (_, Phase::Hello | Phase::Proof)
+            | (ErrorCode::InvalidMachineKey | ErrorCode::BadSignature, Phase::Ready) => {
                 let transient = matches!(code, ErrorCode::Unavailable | ErrorCode::Internal);
                 if !transient {
                     tracing::warn!(%code, message = refusal.message, "refused by the controller");

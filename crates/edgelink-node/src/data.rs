@@ -3,7 +3,7 @@
 use crate::link::LinkId;
 use crate::{Drop, Node};
 use edgelink_model::{NodeId, Now, ServerId, capabilities};
-use edgelink_session::OpenError;
+use edgelink_session::{OpenError, SealError};
 use edgelink_wire::virtio::{self, VirtioHeader};
 use edgelink_wire::{Flags, Frame, FrameMut, FrameType, HEADER_LEN, packet};
 
@@ -75,7 +75,12 @@ impl Node {
         let (sessions, links) = (self.sessions.as_mut().ok_or(Drop::NoSession)?, &mut self.links);
         let link = links.get_mut(&link_id).ok_or(Drop::NoPath)?;
         let mut sealer = sessions.sealer(peer).map_err(|_| Drop::NoSession)?;
-        link.push_frame(parts, |frame| sealer.seal(ty, flags, frame).map_err(|_| Drop::NoSession))?;
+        link.push_frame(parts, |frame| {
+            sealer.seal(ty, flags, frame).map_err(|error| match error {
+                SealError::Frame(_) => Drop::TooLarge,
+                _ => Drop::NoSession,
+            })
+        })?;
         self.writable(link_id);
         Ok(())
     }
@@ -171,7 +176,7 @@ impl Node {
                 peer.undeliverable = None;
                 Ok((opened.peer, opened.plaintext))
             }
-            Err(OpenError::UnknownKey { src }) => {
+            Err(OpenError::UnknownKey { src } | OpenError::UnknownPeer { src }) => {
                 self.greet_stranger(src, now);
                 Err(Drop::UnknownKey)
             }

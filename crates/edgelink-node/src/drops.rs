@@ -24,15 +24,17 @@ reasons! {
     NoRoute = "no_route",
     /// From the TUN: the peer has announced no key yet, or we have none.
     NoSession = "no_session",
+    /// From the TUN: larger than a frame can carry.
+    TooLarge = "too_large",
     /// From the TUN: no relay is connected.
     NoPath = "no_path",
-    /// From the TUN: the queue towards the relay is full.
+    /// From the TUN: the queue towards the relay is full; or an answer that the other end does not read.
     QueueFull = "queue_full",
     /// From a relay: a malformed frame or message.
     Malformed = "malformed",
     /// From a relay: not for us.
     NotForUs = "not_for_us",
-    /// From a relay: sealed under a key that we do not know (any more).
+    /// From a relay: sealed under a key, or by a node, that we do not know (any more).
     UnknownKey = "unknown_key",
     /// From a relay: authentication failed.
     BadTag = "bad_tag",

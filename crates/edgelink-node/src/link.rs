@@ -29,15 +29,17 @@ pub enum Target {
 /// Data frames are gathered into messages of at most this many bytes: large enough that WebSocket and TLS cost little,
 /// small enough that a control message does not wait long behind one.
 pub(crate) const MAX_BATCH: usize = 128 << 10;
-/// Bound of what waits for one link, data and control together. Beyond it data is dropped.
+/// Bound of what waits for one link. Beyond it data is dropped.
 pub(crate) const MAX_QUEUE: usize = 1 << 20;
+/// Bound with control frames included. Nobody honest reaches it: a relay that pings without reading our answers would.
+const MAX_CONTROL_QUEUE: usize = MAX_QUEUE + (256 << 10);
 /// The shell stops reading the TUN while more than this waits: the kernel's own queue then drops fairly.
 const TUN_PAUSE: usize = 2 * MAX_BATCH;
 
 #[derive(Debug)]
 pub(crate) struct Link {
     target: Target,
-    /// Control frames and probes; they go first.
+    /// Control frames; they go first.
     control: VecDeque<Bytes>,
     /// Batches of DATA frames; the last one is still being filled.
     data: VecDeque<BytesMut>,
@@ -108,6 +110,9 @@ impl Node {
     pub(crate) fn send(&mut self, id: LinkId, frames: impl Into<Bytes>) {
         let Some(link) = self.links.get_mut(&id) else { return };
         let frames = frames.into();
+        if link.queued + frames.len() > MAX_CONTROL_QUEUE {
+            return self.drops.count(Drop::QueueFull);
+        }
         link.queued += frames.len();
         link.control.push_back(frames);
         self.writable(id);

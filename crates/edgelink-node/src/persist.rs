@@ -5,9 +5,10 @@ use edgelink_model::Now;
 use edgelink_session::trust::Pin;
 use edgelink_wire::control::proto;
 use prost::Message as _;
+use std::fmt;
 
 /// Everything that outlives the process, but for the machine key. It holds tokens: mode 0600.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct PersistedState {
     /// Highest sequence number of a key statement that may have been used.
     pub seq_floor: u64,
@@ -17,6 +18,18 @@ pub struct PersistedState {
     pub pins: Vec<Pin>,
     /// The last configuration with identity and tokens: an encoded `edgelink.v1.Config`.
     pub config: Option<Vec<u8>>,
+}
+
+/// Without the configuration, which holds tokens.
+impl fmt::Debug for PersistedState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PersistedState")
+            .field("seq_floor", &self.seq_floor)
+            .field("clock_offset_ms", &self.clock_offset_ms)
+            .field("pins", &self.pins)
+            .field("config_len", &self.config.as_ref().map(Vec::len))
+            .finish()
+    }
 }
 
 impl Node {

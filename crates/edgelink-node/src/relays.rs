@@ -227,7 +227,7 @@ impl Node {
             tracing::info!(relay = relay.message.name, "relay connected");
             relay.phase = Phase::Ready;
             relay.problem = None;
-            relay.backoff.reset();
+            relay.backoff.connected(now.mono);
         }
         self.choose_data_link();
         self.ping_relay(id, link, now, rng);

@@ -11,7 +11,7 @@ use edgelink_wire::key_announce::KeyAnnounce;
 use edgelink_wire::packet::{self, checksum, pseudo_header};
 use edgelink_wire::ping::Ping;
 use edgelink_wire::virtio::{F_NEEDS_CSUM, GSO_TCPV4, VirtioHeader};
-use edgelink_wire::{Flags, FrameType, HEADER_LEN, data, frames};
+use edgelink_wire::{Flags, FrameType, data, frames};
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng as _;
 use std::collections::BTreeMap;
@@ -19,26 +19,26 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
-pub const HOST: &str = "vpn.example.com";
+pub(crate) const HOST: &str = "vpn.example.com";
 /// The controller's clock when the world begins.
-pub const START_MS: u64 = 1_700_000_000_000;
-pub const START: u64 = START_MS / 1000;
-pub const NETWORK: NetworkId = NetworkId(7);
-pub const ME: NodeId = NodeId(100);
-pub const PEER: NodeId = NodeId(200);
-pub const MY_IP: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 100);
-pub const PEER_IP: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 200);
-pub const PLAIN: [u8; 10] = [0; 10];
+pub(crate) const START_MS: u64 = 1_700_000_000_000;
+pub(crate) const START: u64 = START_MS / 1000;
+pub(crate) const NETWORK: NetworkId = NetworkId(7);
+pub(crate) const ME: NodeId = NodeId(100);
+pub(crate) const PEER: NodeId = NodeId(200);
+pub(crate) const MY_IP: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 100);
+pub(crate) const PEER_IP: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 200);
+pub(crate) const PLAIN: [u8; 10] = [0; 10];
 
 /// How a world begins.
-pub struct Setup {
-    pub persisted: PersistedState,
-    pub trust: Trust,
-    pub capabilities: u32,
+pub(crate) struct Setup {
+    pub(crate) persisted: PersistedState,
+    pub(crate) trust: Trust,
+    pub(crate) capabilities: u32,
     /// The node's clock minus the controller's.
-    pub skew_ms: i64,
-    pub auth_key: Option<&'static str>,
-    pub seed: u64,
+    pub(crate) skew_ms: i64,
+    pub(crate) auth_key: Option<&'static str>,
+    pub(crate) seed: u64,
 }
 
 impl Default for Setup {
@@ -54,22 +54,26 @@ impl Default for Setup {
     }
 }
 
-pub struct World {
-    pub node: Node,
-    pub rng: ChaCha8Rng,
+pub(crate) struct World {
+    pub(crate) node: Node,
+    pub(crate) rng: ChaCha8Rng,
     start: Instant,
-    pub elapsed: Duration,
-    pub skew_ms: i64,
+    pub(crate) elapsed: Duration,
+    pub(crate) skew_ms: i64,
+    /// Time that no monotonic clock has counted.
+    pub(crate) slept: Duration,
     /// What the node gave to its TUN: virtio header and packet.
-    pub tun: Vec<(Vec<u8>, Vec<u8>)>,
-    pub control: Option<LinkId>,
-    pub relay: Option<LinkId>,
+    pub(crate) tun: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) control: Option<LinkId>,
+    pub(crate) relay: Option<LinkId>,
+    /// The last statement that the node told anybody.
+    pub(crate) announced: Option<KeyAnnounce>,
     reassemblers: BTreeMap<LinkId, Reassembler>,
 }
 
 /// One thing that the node did.
 #[derive(Debug, PartialEq)]
-pub enum Seen {
+pub(crate) enum Seen {
     Dial(LinkId, Target),
     Closed(LinkId),
     Sent(LinkId, Sent),
@@ -83,7 +87,7 @@ pub enum Seen {
 
 /// One frame that the node sent.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Sent {
+pub(crate) enum Sent {
     Message(ControlMessage),
     Announce(KeyAnnounce),
     Ping(Ping),
@@ -94,7 +98,7 @@ pub enum Sent {
 
 impl World {
     #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
-    pub fn new(setup: Setup) -> Self {
+    pub(crate) fn new(setup: Setup) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
         let start = Instant::now();
         let config = NodeConfig {
@@ -113,19 +117,21 @@ impl World {
             start,
             elapsed: Duration::ZERO,
             skew_ms: setup.skew_ms,
+            slept: Duration::ZERO,
             tun: Vec::new(),
             control: None,
             relay: None,
+            announced: None,
             reassemblers: BTreeMap::new(),
         }
     }
 
     /// A member with one peer, one connected relay, and nothing left to be seen.
-    pub fn joined(peer: &Peer) -> Self {
+    pub(crate) fn joined(peer: &Peer) -> Self {
         Self::joined_with(Setup::default(), peer)
     }
 
-    pub fn joined_with(setup: Setup, peer: &Peer) -> Self {
+    pub(crate) fn joined_with(setup: Setup, peer: &Peer) -> Self {
         let mut world = Self::new(setup);
         world.join(config(10, vec![peer.listed()]));
         world.connect_relay(1);
@@ -133,13 +139,13 @@ impl World {
     }
 
     /// From the dialled control channel to the first CONFIG; returns what the node did after that.
-    pub fn join(&mut self, config: proto::Config) -> Vec<Seen> {
+    pub(crate) fn join(&mut self, config: proto::Config) -> Vec<Seen> {
         self.enter();
         self.config(config)
     }
 
     /// The control channel up to the admission.
-    pub fn enter(&mut self) -> Vec<Seen> {
+    pub(crate) fn enter(&mut self) -> Vec<Seen> {
         let link = self.dialled_control();
         self.connected(link);
         self.events();
@@ -149,7 +155,24 @@ impl World {
         self.events()
     }
 
-    pub fn dialled_control(&mut self) -> LinkId {
+    /// Waits until the controller is dialled again, the clock standing at that very moment.
+    pub(crate) fn redial_control(&mut self) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        loop {
+            let due = self.node.poll_timeout().expect("nothing will ever happen");
+            seen.extend(self.advance(due.saturating_duration_since(self.now().mono)).into_iter().map(|(_, e)| e));
+            let dialled = seen.iter().find_map(|e| match e {
+                Seen::Dial(link, Target::Control) => Some(*link),
+                _ => None,
+            });
+            if let Some(link) = dialled {
+                self.control = Some(link);
+                return seen;
+            }
+        }
+    }
+
+    pub(crate) fn dialled_control(&mut self) -> LinkId {
         let events = self.events();
         let link = events.iter().find_map(|e| match e {
             Seen::Dial(link, Target::Control) => Some(*link),
@@ -160,7 +183,7 @@ impl World {
     }
 
     /// Dials, authenticates and pings over the relay that the node has just asked for.
-    pub fn connect_relay(&mut self, id: u32) -> Vec<Seen> {
+    pub(crate) fn connect_relay(&mut self, id: u32) -> Vec<Seen> {
         let link = self.dialled_relay(id);
         self.connected(link);
         self.deliver(link, relay_challenge(id));
@@ -168,7 +191,7 @@ impl World {
         self.events()
     }
 
-    pub fn dialled_relay(&mut self, id: u32) -> LinkId {
+    pub(crate) fn dialled_relay(&mut self, id: u32) -> LinkId {
         let seen = self.advance(Duration::ZERO);
         let link = seen.iter().find_map(|(_, e)| match e {
             Seen::Dial(link, Target::Relay { id: relay, .. }) if relay.0 == id => Some(*link),
@@ -179,33 +202,33 @@ impl World {
         link
     }
 
-    pub fn now(&self) -> Now {
+    pub(crate) fn now(&self) -> Now {
         Now { mono: self.start + self.elapsed, unix_ms: self.controller_ms().saturating_add_signed(self.skew_ms) }
     }
 
-    pub fn controller_ms(&self) -> u64 {
-        START_MS + u64::try_from(self.elapsed.as_millis()).unwrap()
+    pub(crate) fn controller_ms(&self) -> u64 {
+        START_MS + u64::try_from((self.elapsed + self.slept).as_millis()).unwrap()
     }
 
-    pub fn control(&self) -> LinkId {
+    pub(crate) fn control(&self) -> LinkId {
         self.control.unwrap()
     }
 
-    pub fn relay(&self) -> LinkId {
+    pub(crate) fn relay(&self) -> LinkId {
         self.relay.unwrap()
     }
 
-    pub fn connected(&mut self, link: LinkId) {
+    pub(crate) fn connected(&mut self, link: LinkId) {
         let now = self.now();
         self.node.link_connected(link, now);
     }
 
-    pub fn closed(&mut self, link: LinkId, reason: &str) {
+    pub(crate) fn closed(&mut self, link: LinkId, reason: &str) {
         let now = self.now();
         self.node.link_closed(link, reason, now, &mut self.rng);
     }
 
-    pub fn deliver_raw(&mut self, link: LinkId, message: &[u8]) {
+    pub(crate) fn deliver_raw(&mut self, link: LinkId, message: &[u8]) {
         let now = self.now();
         let tun = &mut self.tun;
         let mut message = message.to_vec();
@@ -214,11 +237,11 @@ impl World {
         });
     }
 
-    pub fn deliver(&mut self, link: LinkId, message: ControlMessage) {
+    pub(crate) fn deliver(&mut self, link: LinkId, message: ControlMessage) {
         self.deliver_raw(link, &encode(&message, Flags::NONE).unwrap());
     }
 
-    pub fn challenge(&mut self) {
+    pub(crate) fn challenge(&mut self) {
         let response = proto::AuthResponse {
             challenge: vec![9; 32],
             server_time_ms: self.controller_ms(),
@@ -227,18 +250,18 @@ impl World {
         self.deliver(self.control(), ControlMessage::AuthResponse(response));
     }
 
-    pub fn admit(&mut self) {
+    pub(crate) fn admit(&mut self) {
         self.deliver(self.control(), admission("relay-token-1"));
     }
 
     /// A CONFIG as controllers send it: with a wish for an ACK.
-    pub fn config(&mut self, config: proto::Config) -> Vec<Seen> {
+    pub(crate) fn config(&mut self, config: proto::Config) -> Vec<Seen> {
         let message = encode(&ControlMessage::Config(config), Flags::ACK_REQUESTED).unwrap();
         self.deliver_raw(self.control(), &message);
         self.events()
     }
 
-    pub fn update(&mut self, update: proto::ConfigUpdate) -> Vec<Seen> {
+    pub(crate) fn update(&mut self, update: proto::ConfigUpdate) -> Vec<Seen> {
         let flags = if update.version == update.from_version { Flags::NONE } else { Flags::ACK_REQUESTED };
         let message = encode(&ControlMessage::ConfigUpdate(update), flags).unwrap();
         self.deliver_raw(self.control(), &message);
@@ -246,7 +269,7 @@ impl World {
     }
 
     /// A packet from the TUN.
-    pub fn tun(&mut self, header: &[u8], packet: &[u8]) -> Vec<Seen> {
+    pub(crate) fn tun(&mut self, header: &[u8], packet: &[u8]) -> Vec<Seen> {
         let mut frame = [header, packet].concat();
         let now = self.now();
         self.node.handle_tun(&mut frame, now);
@@ -254,7 +277,7 @@ impl World {
     }
 
     /// Lets time pass, stopping at each deadline as a shell does; returns what happened and when.
-    pub fn advance(&mut self, by: Duration) -> Vec<(Duration, Seen)> {
+    pub(crate) fn advance(&mut self, by: Duration) -> Vec<(Duration, Seen)> {
         let end = self.elapsed + by;
         let mut seen = Vec::new();
         for _ in 0..10_000 {
@@ -274,7 +297,7 @@ impl World {
     }
 
     /// Drains events as a shell does; what a link is reported writable for is written at once.
-    pub fn events(&mut self) -> Vec<Seen> {
+    pub(crate) fn events(&mut self) -> Vec<Seen> {
         let mut seen = Vec::new();
         while let Some(event) = self.node.poll_event() {
             match event {
@@ -283,7 +306,12 @@ impl World {
                 Event::Writable(link) => {
                     while let Some(message) = self.node.poll_transmit(link) {
                         let reassembler = self.reassemblers.entry(link).or_default();
-                        seen.extend(decode(reassembler, &message).into_iter().map(|sent| Seen::Sent(link, sent)));
+                        for sent in decode(reassembler, &message) {
+                            if let Sent::Announce(announce) = &sent {
+                                self.announced = Some(announce.clone());
+                            }
+                            seen.push(Seen::Sent(link, sent));
+                        }
                     }
                 }
                 Event::Interface(Interface { addresses }) => {
@@ -299,7 +327,7 @@ impl World {
     }
 
     /// The last state that the node wants on disk; other events are lost.
-    pub fn persisted(&mut self) -> PersistedState {
+    pub(crate) fn persisted(&mut self) -> PersistedState {
         let mut last = None;
         while let Some(event) = self.node.poll_event() {
             if let Event::Persist(state) = event {
@@ -309,15 +337,15 @@ impl World {
         last.expect("nothing was persisted")
     }
 
-    pub fn drops(&self, reason: &str) -> u64 {
+    pub(crate) fn drops(&self, reason: &str) -> u64 {
         self.status().drops.get(reason).copied().unwrap_or(0)
     }
 
-    pub fn status(&self) -> edgelink_api::local::Status {
+    pub(crate) fn status(&self) -> edgelink_api::local::Status {
         self.node.status("wss://vpn.example.com/ws/control", self.now())
     }
 
-    pub fn peer_status(&self, id: NodeId) -> edgelink_api::local::Peer {
+    pub(crate) fn peer_status(&self, id: NodeId) -> edgelink_api::local::Peer {
         let peers = self.status().peers;
         peers.into_iter().find(|p| p.node_id == id).unwrap_or_else(|| panic!("no peer {id}"))
     }
@@ -339,12 +367,12 @@ fn decode(reassembler: &mut Reassembler, message: &[u8]) -> Vec<Sent> {
         .collect()
 }
 
-pub fn machine(seed: u8) -> MachineKey {
+pub(crate) fn machine(seed: u8) -> MachineKey {
     MachineKey::from_seed([seed; 32])
 }
 
 /// The AUTH_RESPONSE that makes the node a member.
-pub fn admission(relay_token: &str) -> ControlMessage {
+pub(crate) fn admission(relay_token: &str) -> ControlMessage {
     ControlMessage::AuthResponse(proto::AuthResponse {
         identity: Some(identity()),
         tokens: Some(tokens(relay_token)),
@@ -352,7 +380,7 @@ pub fn admission(relay_token: &str) -> ControlMessage {
     })
 }
 
-pub fn identity() -> proto::NodeIdentity {
+pub(crate) fn identity() -> proto::NodeIdentity {
     proto::NodeIdentity {
         node_id: ME.0,
         network_id: NETWORK.0,
@@ -361,7 +389,7 @@ pub fn identity() -> proto::NodeIdentity {
     }
 }
 
-pub fn tokens(relay_token: &str) -> proto::Tokens {
+pub(crate) fn tokens(relay_token: &str) -> proto::Tokens {
     proto::Tokens {
         auth_token: "auth-token".to_owned(),
         auth_expires: START + 86_400,
@@ -370,11 +398,11 @@ pub fn tokens(relay_token: &str) -> proto::Tokens {
     }
 }
 
-pub fn relay(id: u32) -> proto::Relay {
+pub(crate) fn relay(id: u32) -> proto::Relay {
     proto::Relay { id, name: format!("relay-{id}"), path: "/ws/data".to_owned(), ..proto::Relay::default() }
 }
 
-pub fn relay_challenge(id: u32) -> ControlMessage {
+pub(crate) fn relay_challenge(id: u32) -> ControlMessage {
     ControlMessage::AuthResponse(proto::AuthResponse {
         challenge: vec![3; 32],
         server_id: id,
@@ -382,16 +410,12 @@ pub fn relay_challenge(id: u32) -> ControlMessage {
     })
 }
 
-pub fn error(code: u16, message: &str) -> ControlMessage {
-    ControlMessage::Error(proto::Error {
-        code: code.into(),
-        message: message.to_owned(),
-        ..proto::Error::default()
-    })
+pub(crate) fn error(code: u16, message: &str) -> ControlMessage {
+    ControlMessage::Error(proto::Error { code: code.into(), message: message.to_owned(), ..proto::Error::default() })
 }
 
 /// A CONFIG of our network with one relay.
-pub fn config(version: u64, peers: Vec<proto::Peer>) -> proto::Config {
+pub(crate) fn config(version: u64, peers: Vec<proto::Peer>) -> proto::Config {
     proto::Config {
         version,
         network: Some(proto::Network {
@@ -406,25 +430,24 @@ pub fn config(version: u64, peers: Vec<proto::Peer>) -> proto::Config {
 }
 
 /// Another node, with its own sessions.
-pub struct Peer {
-    pub id: NodeId,
-    pub ip: Ipv4Addr,
-    pub machine: MachineKey,
-    pub sessions: SessionTable,
-    pub statement: SignedStatement,
+pub(crate) struct Peer {
+    pub(crate) id: NodeId,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) machine: MachineKey,
+    pub(crate) sessions: SessionTable,
+    pub(crate) statement: SignedStatement,
     capabilities: u32,
 }
 
 impl Peer {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::build(PEER, PEER_IP, 2, capabilities::SUPER_PACKETS)
     }
 
     #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
-    pub fn build(id: NodeId, ip: Ipv4Addr, seed: u8, capabilities: u32) -> Self {
+    pub(crate) fn build(id: NodeId, ip: Ipv4Addr, seed: u8, capabilities: u32) -> Self {
         let machine = machine(seed);
-        let sessions =
-            SessionTable::new(SessionConfig { network_id: NETWORK, node_id: id, psk: None, window: 8192 });
+        let sessions = SessionTable::new(SessionConfig { network_id: NETWORK, node_id: id, psk: None, window: 8192 });
         let (key, statement) = fresh_key(&machine, id, 5, START, capabilities);
         let mut this = Self { id, ip, machine, sessions, statement: statement.clone(), capabilities };
         this.sessions.set_local(key, statement, Instant::now()).unwrap();
@@ -432,14 +455,14 @@ impl Peer {
     }
 
     /// A new node key, as after a rotation.
-    pub fn rotate(&mut self, seq: u64, now: Now) {
+    pub(crate) fn rotate(&mut self, seq: u64, now: Now) {
         let (key, statement) = fresh_key(&self.machine, self.id, seq, now.unix_secs(), self.capabilities);
         self.sessions.set_local(key, statement.clone(), now.mono).unwrap();
         self.statement = statement;
     }
 
     /// A new process with the same machine key, which knows the node's statement from a CONFIG.
-    pub fn restart(&mut self, seq: u64, now: Now) {
+    pub(crate) fn restart(&mut self, seq: u64, now: Now) {
         let theirs = self.sessions.peer_statement(ME).cloned();
         self.sessions =
             SessionTable::new(SessionConfig { network_id: NETWORK, node_id: self.id, psk: None, window: 8192 });
@@ -450,7 +473,7 @@ impl Peer {
     }
 
     /// As CONFIG lists it.
-    pub fn listed(&self) -> proto::Peer {
+    pub(crate) fn listed(&self) -> proto::Peer {
         proto::Peer {
             node_id: self.id.0,
             name: format!("peer-{}", self.id),
@@ -463,27 +486,27 @@ impl Peer {
         }
     }
 
-    pub fn announce(&self) -> Vec<u8> {
+    pub(crate) fn announce(&self) -> Vec<u8> {
         announce(&self.statement)
     }
 
     /// Learns the node's statement, as from a KEY_ANNOUNCE.
-    pub fn learn(&mut self, announce: &KeyAnnounce, now: Now) {
+    pub(crate) fn learn(&mut self, announce: &KeyAnnounce, now: Now) {
         let statement = SignedStatement::verify(&announce.statement, &announce.signature).unwrap();
         self.sessions.set_peer(&statement, now.mono).unwrap();
     }
 
     /// Learns the statement that the node uses now, whoever told it.
-    pub fn meet(&mut self, world: &mut World) {
-        let announce = current_announce(world);
+    pub(crate) fn meet(&mut self, world: &mut World) {
+        let announce = world.announced.clone().expect("the node has announced no key");
         self.learn(&announce, world.now());
     }
 
-    pub fn seal(&mut self, plaintext: &[u8]) -> Vec<u8> {
+    pub(crate) fn seal(&mut self, plaintext: &[u8]) -> Vec<u8> {
         self.seal_as(FrameType::Data, Flags::NONE, plaintext)
     }
 
-    pub fn seal_as(&mut self, ty: FrameType, flags: Flags, plaintext: &[u8]) -> Vec<u8> {
+    pub(crate) fn seal_as(&mut self, ty: FrameType, flags: Flags, plaintext: &[u8]) -> Vec<u8> {
         let mut frame = vec![0; data::PLAINTEXT_OFFSET];
         frame.extend(plaintext);
         frame.extend([0; data::TAG_LEN]);
@@ -491,28 +514,18 @@ impl Peer {
         frame
     }
 
-    pub fn open(&mut self, frame: &[u8], now: Now) -> Result<Vec<u8>, OpenError> {
+    pub(crate) fn open(&mut self, frame: &[u8], now: Now) -> Result<Vec<u8>, OpenError> {
         let mut frame = frame.to_vec();
         self.sessions.open(&mut frame, now.mono).map(|opened| opened.plaintext.to_vec())
     }
 
     /// A packet from this peer to the node, sealed.
-    pub fn packet(&mut self, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn packet(&mut self, payload: &[u8]) -> Vec<u8> {
         self.seal(&udp(self.ip, MY_IP, payload))
     }
 }
 
-/// The node's present statement: it loses its control channel, comes back and announces itself.
-pub fn current_announce(world: &mut World) -> KeyAnnounce {
-    let link = world.control();
-    world.closed(link, "reset");
-    world.advance(Duration::from_secs(1));
-    let retry = world.control.take();
-    assert!(retry.is_some());
-    unreachable!("replaced below")
-}
-
-pub fn fresh_key(
+pub(crate) fn fresh_key(
     machine: &MachineKey,
     id: NodeId,
     seq: u64,
@@ -535,13 +548,13 @@ pub fn fresh_key(
 }
 
 /// A whole KEY_ANNOUNCE frame to the node.
-pub fn announce(statement: &SignedStatement) -> Vec<u8> {
+pub(crate) fn announce(statement: &SignedStatement) -> Vec<u8> {
     let src = statement.statement().node_id;
     KeyAnnounce { src, dst: ME, statement: *statement.bytes(), signature: *statement.signature() }.encode()
 }
 
 /// A UDP packet without checksum.
-pub fn udp(src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn udp(src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     let mut packet = ipv4(src, dst, packet::UDP, 8 + payload.len());
     packet.extend([0, 7, 0, 7]);
     packet.extend(u16::try_from(8 + payload.len()).unwrap().to_be_bytes());
@@ -552,7 +565,7 @@ pub fn udp(src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
 
 /// A TCP packet whose checksum is still to be completed, and the virtio header that says so; with `gso_size` a
 /// super-packet.
-pub fn tcp(src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8], gso_size: u16) -> ([u8; 10], Vec<u8>) {
+pub(crate) fn tcp(src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8], gso_size: u16) -> ([u8; 10], Vec<u8>) {
     let len = 20 + payload.len();
     let mut packet = ipv4(src, dst, packet::TCP, len);
     packet.extend([0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x10, 1, 0]);
@@ -583,14 +596,14 @@ fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, proto: u8, payload: usize) -> Vec<u8> {
 }
 
 /// Whether a whole IPv4 packet's TCP checksum is right.
-pub fn tcp_checksum_is_right(packet: &[u8]) -> bool {
+pub(crate) fn tcp_checksum_is_right(packet: &[u8]) -> bool {
     let ip = packet::parse(packet).unwrap();
     let segment = &packet[ip.transport..ip.total_len];
     checksum(pseudo_header(ip.src, ip.dst, packet::TCP, segment.len()), segment) == 0
 }
 
 /// The sealed frames among what the node sent over a link.
-pub fn sealed(seen: &[Seen], link: LinkId) -> Vec<Vec<u8>> {
+pub(crate) fn sealed(seen: &[Seen], link: LinkId) -> Vec<Vec<u8>> {
     seen.iter()
         .filter_map(|e| match e {
             Seen::Sent(to, Sent::Sealed(frame)) if *to == link => Some(frame.clone()),
@@ -600,7 +613,7 @@ pub fn sealed(seen: &[Seen], link: LinkId) -> Vec<Vec<u8>> {
 }
 
 /// The announces among what the node sent over a link.
-pub fn announces(seen: &[Seen], link: LinkId) -> Vec<KeyAnnounce> {
+pub(crate) fn announces(seen: &[Seen], link: LinkId) -> Vec<KeyAnnounce> {
     seen.iter()
         .filter_map(|e| match e {
             Seen::Sent(to, Sent::Announce(announce)) if *to == link => Some(announce.clone()),
@@ -610,7 +623,7 @@ pub fn announces(seen: &[Seen], link: LinkId) -> Vec<KeyAnnounce> {
 }
 
 /// What the node sent over a link that is a control message.
-pub fn messages(seen: &[Seen], link: LinkId) -> Vec<ControlMessage> {
+pub(crate) fn messages(seen: &[Seen], link: LinkId) -> Vec<ControlMessage> {
     seen.iter()
         .filter_map(|e| match e {
             Seen::Sent(to, Sent::Message(message)) if *to == link => Some(message.clone()),
@@ -619,18 +632,14 @@ pub fn messages(seen: &[Seen], link: LinkId) -> Vec<ControlMessage> {
         .collect()
 }
 
-pub fn frame_type(frame: &[u8]) -> FrameType {
+pub(crate) fn frame_type(frame: &[u8]) -> FrameType {
     FrameType::from_u8(frame[1]).unwrap()
 }
 
-pub fn flags(frame: &[u8]) -> Flags {
+pub(crate) fn flags(frame: &[u8]) -> Flags {
     Flags(frame[2])
 }
 
-pub fn payload_of(frame: &[u8]) -> &[u8] {
-    &frame[HEADER_LEN..]
-}
-
-pub fn ip(v4: Ipv4Addr) -> IpAddr {
+pub(crate) fn ip(v4: Ipv4Addr) -> IpAddr {
     v4.into()
 }

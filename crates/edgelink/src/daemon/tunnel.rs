@@ -12,6 +12,7 @@ use edgelink_model::Now;
 use edgelink_node::{Event, Interface, LinkId, Node, NodeConfig, PingId, Target};
 use edgelink_os::net::Netlink;
 use edgelink_os::tun::{READ_BUFFER_LEN, Tun, TunConfig};
+use edgelink_wire::virtio::{self, VirtioHeader};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -259,10 +260,24 @@ impl Tunnel {
 
     /// Core → TUN: one packet. The kernel takes or drops it at once; `false` when it would not have it.
     pub(super) fn write_tun(&self, header: &[u8], packet: &[u8]) -> bool {
-        self.tun
-            .try_write_parts(header, packet)
-            .inspect_err(|error| tracing::trace!(%error, len = packet.len(), "packet not written to the TUN"))
-            .is_ok()
+        match self.tun.try_write_parts(header, packet) {
+            Ok(_) => true,
+            // Some kernels refuse super-packets that are valid (ADR 0007): cut it here.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => self.write_segments(header, packet),
+            Err(error) => {
+                tracing::trace!(%error, len = packet.len(), "packet not written to the TUN");
+                false
+            }
+        }
+    }
+
+    fn write_segments(&self, header: &[u8], packet: &[u8]) -> bool {
+        let Some(header) = VirtioHeader::parse(header).filter(VirtioHeader::is_gso) else { return false };
+        let mut all = true;
+        let cut = virtio::segment(&header, packet, None, |segment| {
+            all &= self.tun.try_write_parts(&[0; virtio::LEN], segment).is_ok();
+        });
+        cut.is_ok() && all
     }
 
     /// Applies the wanted addresses to the interface, the newest wish only.
