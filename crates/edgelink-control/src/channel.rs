@@ -159,6 +159,11 @@ impl Control {
         self.refuse(id, 0, Refusal(ErrorCode::InvalidMessage, text), now);
     }
 
+    /// Has the connection proved its machine key?
+    pub fn is_authenticated(&self, id: ConnId) -> bool {
+        self.conns.get(&id).is_some_and(|c| matches!(c.state, State::Enrolling { .. }) || c.authenticated())
+    }
+
     /// The outcome of [`StoreOp::Enroll`]; the change that it caused has been applied before.
     pub fn handle_enrolled(&mut self, id: ConnId, outcome: Enrolled, now: Now, rng: &mut impl rand_core::Rng) {
         let Some(State::Enrolling { machine }) = self.conns.get(&id).map(|c| &c.state) else { return };
@@ -300,6 +305,8 @@ impl Control {
                 self.handle_ack(id, &ack, now);
                 Ok(())
             }
+            // It was under way when the node lost its membership.
+            (ControlMessage::Ack(_), State::Pending { .. }) => Ok(()),
             // Endpoints, latencies and P2P signalling belong to later stages of the protocol: taken, not yet used.
             (
                 ControlMessage::LatencyReport(_)
@@ -430,7 +437,12 @@ impl Control {
 
     /// Takes a node's key statement: verified here, kept in the database, and pushed to peers from there.
     fn handle_key_announce(&mut self, id: ConnId, announce: &KeyAnnounce, now: Now) -> Result<(), Refusal> {
-        let Some(State::Ready(ready)) = self.conns.get(&id).map(|c| &c.state) else {
+        let state = self.conns.get(&id).map(|c| &c.state);
+        if matches!(state, Some(State::Pending { .. })) {
+            // It was under way when the node lost its membership.
+            return Ok(());
+        }
+        let Some(State::Ready(ready)) = state else {
             return Err(Refusal(ErrorCode::InvalidMessage, "KEY_ANNOUNCE before authentication".to_owned()));
         };
         let (node, first) = (ready.node, ready.sent_version.is_none());
@@ -464,7 +476,11 @@ impl Control {
             self.events.push_back(Event::Store(StoreOp::SetNodeKey { node, key }));
         }
         if first {
-            self.presence.by_node.insert(node, id);
+            if let Some(old) = self.presence.by_node.insert(node, id) {
+                // It was admitted at the same time, before either had announced a key.
+                self.conns.remove(&old);
+                self.events.push_back(Event::Close { conn: old });
+            }
             self.events.push_back(Event::Store(StoreOp::Seen { node, online: true }));
             self.mark_presence(node, now);
             self.send_config(id);
@@ -482,6 +498,16 @@ impl Control {
         if ready.last_resend.is_none_or(|at| now.mono.saturating_duration_since(at) >= RESEND_INTERVAL) {
             ready.last_resend = Some(now.mono);
             self.send_config(id);
+        }
+    }
+
+    /// Tokens name the relays that they are for: when those change, every node gets fresh ones at once (DESIGN §3).
+    pub(crate) fn renew_all_tokens(&mut self, now: Now) {
+        for conn in self.conns.values_mut() {
+            if let State::Ready(ready) = &mut conn.state {
+                ready.refresh_at = now.mono;
+                conn.schedule();
+            }
         }
     }
 

@@ -255,10 +255,11 @@ impl Control {
     /// Sends what was coalesced, refreshes tokens, closes connections that took too long.
     pub fn handle_timeout(&mut self, now: Now, rng: &mut impl rand_core::Rng) {
         self.registry.expire_revocations(now.unix_secs());
+        // Tokens before the relays that they are for.
+        self.expire_connections(now, rng);
         if self.flush_at.is_some_and(|at| at <= now.mono) {
             self.flush();
         }
-        self.expire_connections(now, rng);
     }
 
     fn react(&mut self, effect: Effect, now: Now, rng: &mut impl rand_core::Rng) {
@@ -272,6 +273,7 @@ impl Control {
                 for network in self.registry.networks.keys().copied().collect::<Vec<_>>() {
                     self.mark(network, now, |d| d.servers = true);
                 }
+                self.renew_all_tokens(now);
             }
             Effect::Identity(node) => self.send_identity(node),
             Effect::Admitted(node) => self.admit(node, now, rng),

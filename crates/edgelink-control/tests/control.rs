@@ -593,11 +593,87 @@ fn a_resync_finds_what_was_missed() {
     assert_eq!(world.control.version(), 99);
     world.advance(Duration::from_millis(50));
     let events = world.events();
-    let [Seen::Sent(to, ControlMessage::ConfigUpdate(update))] = &events[..] else { panic!("{events:?}") };
+    let [Seen::Sent(_, ControlMessage::ConfigUpdate(tokens)), Seen::Sent(to, ControlMessage::ConfigUpdate(update))] =
+        &events[..]
+    else {
+        panic!("{events:?}")
+    };
+    assert!(tokens.tokens.is_some(), "the set of relays changed");
     assert_eq!(*to, conn);
     assert_eq!(update.peers.iter().map(|p| p.node_id).collect::<Vec<_>>(), [3]);
     assert_eq!(update.removed_peers, [2]);
     assert_eq!(update.relays, Some(proto::RelayList::default()));
+}
+
+#[test]
+fn a_change_of_the_relay_set_brings_fresh_tokens_at_once() {
+    let a = Client::new(1);
+    let mut world = World::new(vec![a.record(1, true)]);
+    let (conn, _) = world.join(&a, NodeId(1), 5);
+    world.advance(Duration::from_millis(50));
+    world.events();
+    let relay = ServerRecord {
+        id: ServerId(2),
+        name: "second".to_owned(),
+        kind: ServerKind::External,
+        url: Some("wss://relay.example/ws/data".to_owned()),
+        region: String::new(),
+        relay: true,
+        stun: false,
+        stun_ip: None,
+        stun_ip2: None,
+        stun_port: 3478,
+        enabled: true,
+    };
+    world.apply(11, Change::Server(relay));
+    world.advance(Duration::ZERO);
+    let events = world.events();
+    let [Seen::Sent(to, ControlMessage::ConfigUpdate(update))] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(*to, conn);
+    let token = update.tokens.clone().unwrap().relay_token;
+    let verifier = world.control.issuer().relay_verifier().unwrap();
+    for server in [1, 2] {
+        assert!(verifier.verify(&token, ServerId(server), START_MS / 1000, 0).is_ok(), "relay {server}");
+    }
+    // Then the list itself, and no more tokens.
+    world.advance(Duration::from_millis(50));
+    let events = world.events();
+    let [Seen::Sent(_, ControlMessage::ConfigUpdate(update))] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(update.relays.as_ref().unwrap().relays.len(), 2);
+    assert_eq!(update.tokens, None);
+}
+
+#[test]
+fn what_was_under_way_when_a_node_lost_its_membership_costs_no_connection() {
+    let a = Client::new(1);
+    let mut world = World::new(vec![a.record(1, true)]);
+    let (conn, _) = world.join(&a, NodeId(1), 5);
+    world.advance(Duration::from_millis(50));
+    world.events();
+    world.apply(11, Change::Node(a.record(1, false)));
+    assert_eq!(error_code(&world.events()), Some(ErrorCode::NodeNotAuthorized));
+    world.send(conn, &message(ControlMessage::Ack(proto::Ack { acked_type: 3, ..Default::default() })));
+    world.send(conn, &a.announce(NodeId(1), 6, START_MS / 1000));
+    assert_eq!(world.events(), [], "it goes on waiting");
+    world.apply(12, Change::Node(a.record(1, true)));
+    assert!(matches!(&world.events()[..], [Seen::Sent(_, ControlMessage::AuthResponse(_))]));
+}
+
+#[test]
+fn of_two_connections_admitted_at_once_the_last_to_announce_stays() {
+    let a = Client::new(1);
+    let mut world = World::new(vec![a.record(1, true)]);
+    let (first, second) = (world.connect(), world.connect());
+    world.authenticate(first, &a);
+    world.authenticate(second, &a);
+    world.send(first, &a.announce(NodeId(1), 5, START_MS / 1000));
+    world.events();
+    world.send(second, &a.announce(NodeId(1), 6, START_MS / 1000));
+    assert!(world.events().contains(&Seen::Closed(first)));
+    let now = world.now();
+    world.control.disconnect(first, now);
+    assert!(world.control.is_online(NodeId(1)));
+    assert_eq!(world.control.stats().connections, 1);
 }
 
 mod arbitrary {

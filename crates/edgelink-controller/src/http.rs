@@ -2,7 +2,7 @@
 
 use crate::hub::Hub;
 use crate::relay_shell::RelayShell;
-use edgelink_net::server::Peer;
+use edgelink_net::server::{Peer, Unauthenticated};
 use edgelink_net::ws;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -22,6 +22,8 @@ pub(crate) struct Front {
     pub(crate) control_path: String,
     pub(crate) data_path: String,
     pub(crate) trusted_proxies: Vec<IpNet>,
+    /// Control connections that have not proved who they are, per address (DESIGN §6).
+    pub(crate) unauthenticated: Unauthenticated,
 }
 
 impl Front {
@@ -29,8 +31,17 @@ impl Front {
     pub(crate) fn handle(self: &Rc<Self>, mut request: Request<Incoming>, peer: Peer) -> Response<String> {
         let path = request.uri().path();
         if path == self.control_path {
+            let entered = match self.client_address(request.headers(), peer.remote.ip()) {
+                Some(address) => match self.unauthenticated.enter(address) {
+                    Some(entered) => Some(entered),
+                    None => {
+                        return text(StatusCode::TOO_MANY_REQUESTS, "too many connections that are not authenticated\n");
+                    }
+                },
+                None => None,
+            };
             let hub = Rc::clone(&self.hub);
-            return upgrade(&mut request, MAX_CONTROL_MESSAGE, move |ws| hub.connection(ws));
+            return upgrade(&mut request, MAX_CONTROL_MESSAGE, move |ws| hub.connection(ws, entered));
         }
         if path == self.data_path
             && let Some(relay) = &self.relay

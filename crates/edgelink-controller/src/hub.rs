@@ -7,6 +7,7 @@ use bytes::Bytes;
 use edgelink_control::{ConnId, Control, Event, Stats, StoreOp};
 use edgelink_model::NodeId;
 use edgelink_model::records::EnrollError;
+use edgelink_net::server::Entered;
 use edgelink_net::ws::WebSocket;
 use edgelink_store::{Changes, NodeTouch, Store, StoreError};
 use std::cell::{Cell, RefCell};
@@ -46,6 +47,7 @@ pub(crate) struct Hub {
 struct Conn {
     handle: Rc<Handle>,
     outbox: Outbox,
+    entered: Cell<Option<Entered>>,
 }
 
 impl Hub {
@@ -80,8 +82,9 @@ impl Hub {
     }
 
     /// A node's connection, from its upgrade to its end.
-    pub(crate) async fn connection(self: Rc<Self>, ws: WebSocket) {
-        let conn = Rc::new(Conn::default());
+    /// `entered` counts it as unauthenticated until the node has proved who it is.
+    pub(crate) async fn connection(self: Rc<Self>, ws: WebSocket, entered: Option<Entered>) {
+        let conn = Rc::new(Conn { entered: Cell::new(entered), ..Conn::default() });
         let id = self.control.borrow_mut().connect(now());
         self.conns.borrow_mut().insert(id, Rc::clone(&conn));
         self.pump();
@@ -248,7 +251,11 @@ impl Hub {
         let touches: Vec<NodeTouch> =
             batch.into_iter().map(|(id, online)| NodeTouch { id, online, last_seen }).collect();
         if let Err(error) = self.store.touch_nodes(&touches).await {
-            tracing::debug!(%error, "presence not written");
+            tracing::debug!(%error, "presence not written; tried again");
+            let mut presence = self.presence.borrow_mut();
+            for touch in touches {
+                presence.entry(touch.id).or_insert(touch.online);
+            }
         }
     }
 
@@ -282,6 +289,9 @@ impl Core for NodeSocket<'_> {
 
     fn pump(&self) {
         self.hub.pump();
+        if self.hub.control.borrow().is_authenticated(self.id) {
+            self.conn.entered.take();
+        }
     }
 
     fn transmit(&self, bytes: usize, out: &mut Vec<Bytes>) {

@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use edgelink_config::{Config as _, ControllerConfig, Env};
 use edgelink_control::Control;
 use edgelink_model::Now;
-use edgelink_net::server::{self, Peer};
+use edgelink_net::server::{self, Peer, Unauthenticated};
 use edgelink_net::tcp::Listener;
 use edgelink_relay::{Relay, RelayConfig};
 use getrandom::SysRng;
@@ -34,6 +34,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 use tracing_subscriber::EnvFilter;
 
+/// Control connections of one address that have not proved who they are (DESIGN §6).
+const MAX_UNAUTHENTICATED: usize = 20;
 /// Without EDGELINK_LOG: what an operator wants to read.
 const DEFAULT_LOG: &str = "info,sea_orm_migration=warn,sqlx=warn";
 
@@ -167,6 +169,7 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
         control_path: config.listen.ws_control.as_str().to_owned(),
         data_path: config.builtin_relay.ws_data.as_str().to_owned(),
         trusted_proxies: config.trusted_proxies.clone(),
+        unauthenticated: Unauthenticated::new(MAX_UNAUTHENTICATED),
     });
     tracing::info!(%address, algorithm, state = %state.dir.display(), "edgelink-controller {}", env!("CARGO_PKG_VERSION"));
     print_join_command(&identity, setup::first_auth_key(&state.store).await?);

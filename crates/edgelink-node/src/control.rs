@@ -8,7 +8,7 @@ use edgelink_auth::challenge;
 use edgelink_model::{ErrorCode, NetworkId, NodeId, Now};
 use edgelink_wire::control::{self, ControlMessage, Reassembler, Received, proto};
 use edgelink_wire::ping::Ping;
-use edgelink_wire::{Flags, FrameType};
+use edgelink_wire::{Flags, FrameType, WireError};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -139,10 +139,7 @@ impl Node {
         for frame in edgelink_wire::frames(message) {
             let frame = match frame {
                 Ok(frame) => frame,
-                Err(error) => {
-                    self.drops.count(Drop::Malformed);
-                    return self.drop_control(link, &format!("the controller sent nonsense: {error}"), now, rng);
-                }
+                Err(error) => return self.control_nonsense(link, &error, now, rng),
             };
             match frame.frame_type() {
                 Some(FrameType::Ping) => {
@@ -157,10 +154,7 @@ impl Node {
                 Some(_) => match self.control.reassembler.push(&frame) {
                     Ok(Some(received)) => self.handle_control_frame(link, received, now, rng),
                     Ok(None) => {}
-                    Err(error) => {
-                        self.drops.count(Drop::Malformed);
-                        return self.drop_control(link, &format!("the controller sent nonsense: {error}"), now, rng);
-                    }
+                    Err(error) => return self.control_nonsense(link, &error, now, rng),
                 },
             }
             if self.control.link != Some(link) {
@@ -304,6 +298,12 @@ impl Node {
         }
     }
 
+    fn control_nonsense(&mut self, link: LinkId, error: &WireError, now: Now, rng: &mut impl rand_core::Rng) {
+        self.drops.count(Drop::Malformed);
+        self.hang_up(link, complaint(error));
+        self.control_closed(&format!("the controller sent nonsense: {error}"), now, rng);
+    }
+
     fn drop_control(&mut self, link: LinkId, reason: &str, now: Now, rng: &mut impl rand_core::Rng) {
         self.hang_up(link, None);
         self.control_closed(reason, now, rng);
@@ -341,6 +341,13 @@ impl Node {
         self.persist();
         self.events.push_back(Event::Expelled);
     }
+}
+
+/// The answer to a message that cannot be understood, sent before the connection ends (DESIGN §1).
+pub(crate) fn complaint(error: &WireError) -> Option<bytes::Bytes> {
+    let message =
+        proto::Error { code: error.code().as_u16().into(), message: error.to_string(), ..proto::Error::default() };
+    control::encode(&ControlMessage::Error(message), Flags::default()).ok().map(Into::into)
 }
 
 /// Our identity as the controller tells it.

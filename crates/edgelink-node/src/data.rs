@@ -98,9 +98,9 @@ impl Node {
             return;
         }
         for frame in edgelink_wire::frames_mut(message) {
-            let Ok(frame) = frame else {
-                self.drops.count(Drop::Malformed);
-                return;
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(error) => return self.relay_nonsense(id, link, &error, now, rng),
             };
             let outcome = match FrameType::from_u8(frame.ty) {
                 Some(FrameType::Data) => self.receive_packet(frame, now, tun),
@@ -120,6 +120,9 @@ impl Node {
             };
             if let Err(reason) = outcome {
                 self.drops.count(reason);
+            }
+            if !self.links.contains_key(&link) {
+                return;
             }
         }
     }

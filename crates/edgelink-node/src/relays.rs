@@ -1,7 +1,7 @@
 //! `/ws/data` from the node's side: one connection per relay, its authentication and its round trip (DESIGN §3, §6).
 
 use crate::backoff::{Backoff, jitter};
-use crate::control::{PING_INTERVAL, SILENCE};
+use crate::control::{PING_INTERVAL, SILENCE, complaint};
 use crate::link::{LinkId, Target};
 use crate::timers::Timer;
 use crate::{Drop, Node};
@@ -9,7 +9,7 @@ use edgelink_auth::challenge;
 use edgelink_model::{Now, ServerId};
 use edgelink_wire::control::{ControlMessage, Reassembler, proto};
 use edgelink_wire::ping::Ping;
-use edgelink_wire::{Frame, FrameType};
+use edgelink_wire::{Frame, FrameType, WireError};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -173,10 +173,7 @@ impl Node {
         let received = match relay.reassembler.push(frame) {
             Ok(Some(received)) => received,
             Ok(None) => return,
-            Err(error) => {
-                self.drops.count(Drop::Malformed);
-                return self.drop_relay(id, link, &format!("the relay sent nonsense: {error}"), now, rng);
-            }
+            Err(error) => return self.relay_nonsense(id, link, &error, now, rng),
         };
         match (received.message, relay.phase) {
             (ControlMessage::AuthResponse(response), Phase::Hello) => {
@@ -252,6 +249,19 @@ impl Node {
             relay.rtt = Some(relay.rtt.map_or(sample, |rtt| (rtt * (SMOOTHING - 1) + sample) / SMOOTHING));
             self.choose_data_link();
         }
+    }
+
+    pub(crate) fn relay_nonsense(
+        &mut self,
+        id: ServerId,
+        link: LinkId,
+        error: &WireError,
+        now: Now,
+        rng: &mut impl rand_core::Rng,
+    ) {
+        self.drops.count(Drop::Malformed);
+        self.hang_up(link, complaint(error));
+        self.relay_closed(id, &format!("the relay sent nonsense: {error}"), now, rng);
     }
 
     fn drop_relay(&mut self, id: ServerId, link: LinkId, reason: &str, now: Now, rng: &mut impl rand_core::Rng) {

@@ -1,8 +1,9 @@
 //! Whatever arrives, the node goes on: nothing panics, nothing grows, nobody else notices.
 
 use crate::world::*;
-use edgelink_wire::control::{ControlMessage, encode, proto};
-use edgelink_wire::{Flags, FrameType, put_frame};
+use edgelink_node::Event;
+use edgelink_wire::control::{ControlMessage, Reassembler, encode, proto};
+use edgelink_wire::{Flags, FrameType, frames, put_frame};
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -164,6 +165,26 @@ fn a_message_is_taken_up_to_the_frame_that_is_broken() {
     world.deliver_raw(world.relay(), &message);
     assert_eq!((world.tun.len(), world.drops("malformed")), (2, 1));
     assert_works(&mut world, &mut peer);
+}
+
+#[test]
+fn nonsense_is_answered_and_the_connection_closed() {
+    for (bytes, code) in [(vec![1, 0x10, 0], 2002), (vec![2, 0x10, 0, 0, 0], 2001), (Vec::new(), 2002)] {
+        for over_relay in [true, false] {
+            let (mut world, _) = talking();
+            let link = if over_relay { world.relay() } else { world.control() };
+            world.deliver_raw(link, &bytes);
+            let Some(Event::Close { link: closed, last: Some(last) }) = world.node.poll_event() else {
+                panic!("not closed for {bytes:?}")
+            };
+            assert_eq!(closed, link);
+            let frame = frames(&last).next().unwrap().unwrap();
+            let Some(ControlMessage::Error(error)) = Reassembler::new().push(&frame).unwrap().map(|r| r.message) else {
+                panic!("no ERROR")
+            };
+            assert_eq!(error.code, code);
+        }
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod announce;
 mod control;
 mod data;
 mod garbage;
+mod packets;
 mod persist;
 mod relays;
 mod trust;

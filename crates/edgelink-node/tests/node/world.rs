@@ -1,5 +1,6 @@
 //! A node, its clock, and everybody it talks with.
 
+pub(crate) use crate::packets::*;
 use edgelink_auth::{KeyStatement, MachineKey, NodeKey, SignedStatement};
 use edgelink_model::records::HostInfo;
 use edgelink_model::{NetworkId, NodeId, Now, capabilities};
@@ -8,9 +9,7 @@ use edgelink_session::trust::Trust;
 use edgelink_session::{OpenError, SessionConfig, SessionTable};
 use edgelink_wire::control::{ControlMessage, Reassembler, encode, proto};
 use edgelink_wire::key_announce::KeyAnnounce;
-use edgelink_wire::packet::{self, checksum, pseudo_header};
 use edgelink_wire::ping::Ping;
-use edgelink_wire::virtio::{F_NEEDS_CSUM, GSO_TCPV4, VirtioHeader};
 use edgelink_wire::{Flags, FrameType, data, frames};
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng as _;
@@ -73,6 +72,7 @@ pub(crate) struct World {
 
 /// One thing that the node did.
 #[derive(Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "tests compare by value")]
 pub(crate) enum Seen {
     Dial(LinkId, Target),
     Closed(LinkId),
@@ -87,6 +87,7 @@ pub(crate) enum Seen {
 
 /// One frame that the node sent.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "tests compare by value")]
 pub(crate) enum Sent {
     Message(ControlMessage),
     Announce(KeyAnnounce),
@@ -551,55 +552,6 @@ pub(crate) fn fresh_key(
 pub(crate) fn announce(statement: &SignedStatement) -> Vec<u8> {
     let src = statement.statement().node_id;
     KeyAnnounce { src, dst: ME, statement: *statement.bytes(), signature: *statement.signature() }.encode()
-}
-
-/// A UDP packet without checksum.
-pub(crate) fn udp(src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
-    let mut packet = ipv4(src, dst, packet::UDP, 8 + payload.len());
-    packet.extend([0, 7, 0, 7]);
-    packet.extend(u16::try_from(8 + payload.len()).unwrap().to_be_bytes());
-    packet.extend([0, 0]);
-    packet.extend(payload);
-    packet
-}
-
-/// A TCP packet whose checksum is still to be completed, and the virtio header that says so; with `gso_size` a
-/// super-packet.
-pub(crate) fn tcp(src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8], gso_size: u16) -> ([u8; 10], Vec<u8>) {
-    let len = 20 + payload.len();
-    let mut packet = ipv4(src, dst, packet::TCP, len);
-    packet.extend([0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x10, 1, 0]);
-    let partial = !checksum(pseudo_header(src.into(), dst.into(), packet::TCP, len), &[]);
-    packet.extend(partial.to_be_bytes());
-    packet.extend([0, 0]);
-    packet.extend(payload);
-    let header = VirtioHeader {
-        flags: F_NEEDS_CSUM,
-        gso_type: if gso_size > 0 { GSO_TCPV4 } else { 0 },
-        hdr_len: 40,
-        gso_size,
-        csum_start: 20,
-        csum_offset: 16,
-    };
-    (header.to_bytes(), packet)
-}
-
-fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, proto: u8, payload: usize) -> Vec<u8> {
-    let mut header = vec![0x45, 0];
-    header.extend(u16::try_from(20 + payload).unwrap().to_be_bytes());
-    header.extend([0, 0, 0x40, 0, 64, proto, 0, 0]);
-    header.extend(src.octets());
-    header.extend(dst.octets());
-    let sum = checksum(0, &header);
-    header[10..12].copy_from_slice(&sum.to_be_bytes());
-    header
-}
-
-/// Whether a whole IPv4 packet's TCP checksum is right.
-pub(crate) fn tcp_checksum_is_right(packet: &[u8]) -> bool {
-    let ip = packet::parse(packet).unwrap();
-    let segment = &packet[ip.transport..ip.total_len];
-    checksum(pseudo_header(ip.src, ip.dst, packet::TCP, segment.len()), segment) == 0
 }
 
 /// The sealed frames among what the node sent over a link.

@@ -19,6 +19,7 @@ use state::{Profile, StateDir};
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
@@ -32,7 +33,7 @@ const CONTROL_PATH: &str = "/ws/control";
 pub(crate) struct Daemon {
     config: ClientConfig,
     env: Env,
-    state: Rc<StateDir>,
+    state: Arc<StateDir>,
     profile: RefCell<Profile>,
     tunnel: RefCell<Option<Rc<Tunnel>>>,
 }
@@ -66,7 +67,7 @@ async fn serve(config: ClientConfig, socket: PathBuf, env: Env) -> Result<()> {
     let machine = state.machine_key()?.public();
     tracing::info!(machine = machine.fingerprint(), "edgelink {}", env!("CARGO_PKG_VERSION"));
     let profile = RefCell::new(state.profile()?);
-    let daemon = Rc::new(Daemon { config, env, state: Rc::new(state), profile, tunnel: RefCell::default() });
+    let daemon = Rc::new(Daemon { config, env, state: Arc::new(state), profile, tunnel: RefCell::default() });
     let listener = local::bind(&socket)?;
     if let Err(error) = privileges::drop_to_net_admin() {
         tracing::warn!(%error, "privileges kept");
@@ -204,7 +205,7 @@ impl Daemon {
             capabilities: if tun.offload() { capabilities::SUPER_PACKETS } else { 0 },
         };
         let config = TunnelConfig { node, controller: url.to_string(), dialer, tun };
-        let tunnel = Tunnel::start(config, self.state.machine_key()?, Rc::clone(&self.state))?;
+        let tunnel = Tunnel::start(config, self.state.machine_key()?, Arc::clone(&self.state))?;
         *self.tunnel.borrow_mut() = Some(tunnel);
         Ok(())
     }

@@ -14,11 +14,14 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// The daemon's directory, locked while the daemon lives: two daemons with one identity would throw each other out.
 pub(crate) struct StateDir {
     path: PathBuf,
     key_file: PathBuf,
+    /// Number of the newest state written, so that a slow write of an older one cannot undo it.
+    written: Mutex<u64>,
     _lock: Flock<File>,
 }
 
@@ -69,7 +72,7 @@ impl StateDir {
             );
         };
         let key_file = key_file.map_or_else(|| path.join("keys.json"), Path::to_owned);
-        Ok(Self { path: path.to_owned(), key_file, _lock: lock })
+        Ok(Self { path: path.to_owned(), key_file, written: Mutex::new(0), _lock: lock })
     }
 
     /// The machine key, made at the first start. The only identity this host has: losing it means enrolling anew.
@@ -118,7 +121,12 @@ impl StateDir {
         })
     }
 
-    pub(crate) fn save_node_state(&self, controller: &str, state: &PersistedState) -> Result<()> {
+    /// Keeps what the node remembers. `number` rises with each state; an older one than the last written is left out.
+    pub(crate) fn save_node_state(&self, controller: &str, number: u64, state: &PersistedState) -> Result<()> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if *written > number {
+            return Ok(());
+        }
         let pins = state.pins.iter().map(|pin| PinRow {
             network: pin.network_id,
             node: pin.node_id,
@@ -131,7 +139,9 @@ impl StateDir {
             pins: pins.collect(),
             config: state.config.as_ref().map(|bytes| BASE64.encode(bytes)),
         };
-        self.write_json(&node_file(controller), &file)
+        self.write_json(&node_file(controller), &file)?;
+        *written = number;
+        Ok(())
     }
 
     fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
@@ -194,7 +204,8 @@ mod tests {
         };
         let kept =
             PersistedState { seq_floor: 5, clock_offset_ms: -86_400_000, pins: vec![pin], config: Some(vec![1, 2]) };
-        state.save_node_state("wss://a/ws/control", &kept).unwrap();
+        state.save_node_state("wss://a/ws/control", 2, &kept).unwrap();
+        state.save_node_state("wss://a/ws/control", 1, &PersistedState::default()).unwrap();
         let read = state.node_state("wss://a/ws/control").unwrap();
         assert_eq!((read.seq_floor, read.clock_offset_ms, read.config), (5, -86_400_000, Some(vec![1, 2])));
         assert_eq!(read.pins.len(), 1);

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use edgelink_api::local::Status;
 use edgelink_auth::MachineKey;
 use edgelink_model::Now;
-use edgelink_node::{Event, Interface, LinkId, Node, NodeConfig, PingId, Target};
+use edgelink_node::{Event, Interface, LinkId, Node, NodeConfig, PersistedState, PingId, Target};
 use edgelink_os::net::Netlink;
 use edgelink_os::tun::{READ_BUFFER_LEN, Tun, TunConfig};
 use edgelink_wire::virtio::{self, VirtioHeader};
@@ -17,10 +17,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
+/// States are gathered for this long before they go to the disk.
+const SAVE_DELAY: Duration = Duration::from_millis(500);
 /// Packets read from the TUN before others get a turn.
 const TUN_BATCH: usize = 64;
 
@@ -50,7 +53,12 @@ pub(crate) struct Tunnel {
     pub(super) controller: String,
     pub(super) dialer: links::Dialer,
     pub(super) tun: Rc<Tun>,
-    state: Rc<StateDir>,
+    state: Arc<StateDir>,
+    /// States handed to the disk so far, and the highest sequence number among them.
+    persisted: Cell<(u64, u64)>,
+    /// A state that may wait a moment before it goes to the disk.
+    unsaved: RefCell<Option<Box<PersistedState>>>,
+    save: Notify,
     pub(super) links: RefCell<HashMap<LinkId, LinkHandle>>,
     /// The timer task sleeps until this deadline.
     armed: Cell<Option<Instant>>,
@@ -75,7 +83,7 @@ pub(super) struct LinkHandle {
 
 impl Tunnel {
     /// Opens what the network needs and starts to join. Must be called on a `LocalSet`.
-    pub(crate) fn start(config: TunnelConfig, machine: MachineKey, state: Rc<StateDir>) -> Result<Rc<Self>> {
+    pub(crate) fn start(config: TunnelConfig, machine: MachineKey, state: Arc<StateDir>) -> Result<Rc<Self>> {
         let persisted = state.node_state(&config.controller)?;
         let node = Node::new(config.node, machine, persisted, now(), &mut os_rng());
         let this = Rc::new(Self {
@@ -84,6 +92,9 @@ impl Tunnel {
             dialer: config.dialer,
             tun: config.tun,
             state,
+            persisted: Cell::new((0, 0)),
+            unsaved: RefCell::new(None),
+            save: Notify::new(),
             links: RefCell::default(),
             armed: Cell::new(None),
             rearm: Notify::new(),
@@ -97,6 +108,7 @@ impl Tunnel {
         let mut tasks = JoinSet::new();
         tasks.spawn_local(Rc::clone(&this).run_timers());
         tasks.spawn_local(Rc::clone(&this).run_tun());
+        tasks.spawn_local(Rc::clone(&this).run_saving());
         tasks.spawn_local(Rc::clone(&this).run_interface());
         // Links join the set later, so it must be in place before the first event is handled.
         *this.tasks.borrow_mut() = tasks;
@@ -109,6 +121,9 @@ impl Tunnel {
         let mut tasks = std::mem::take(&mut *self.tasks.borrow_mut());
         tasks.shutdown().await;
         self.links.borrow_mut().clear();
+        if let Some(state) = self.unsaved.take() {
+            log_saved(self.state.save_node_state(&self.controller, self.persisted.get().0, &state));
+        }
         let netlink = Netlink::open();
         if let Ok(netlink) = netlink
             && let Err(error) = netlink.set_addresses(self.tun.index(), &[]).await
@@ -164,6 +179,8 @@ impl Tunnel {
                         _ => handle.task.abort(),
                     }
                 }
+                // It may have been the full link that the TUN waited for.
+                self.drained.notify_one();
             }
             Event::Writable(link) => {
                 if let Some(handle) = self.links.borrow().get(&link) {
@@ -178,17 +195,40 @@ impl Tunnel {
                 self.first_config.set(false);
                 self.interface.send_replace(Some(Interface::default()));
             }
-            Event::Persist(state) => {
-                if let Err(error) = self.state.save_node_state(&self.controller, &state) {
-                    tracing::error!(error = format!("{error:#}"), "cannot keep the node's state on disk");
-                }
-            }
+            Event::Persist(state) => self.persist(state),
             Event::Pong { ping, rtt, .. } => {
                 if let Some(waiter) = self.pings.borrow_mut().remove(&ping) {
                     // Nobody waits any more: the command was interrupted.
                     let _ = waiter.send(rtt);
                 }
             }
+        }
+    }
+
+    /// A new sequence number must be on disk before it is used; everything else may wait, so that a busy network does not
+    /// make the packet path wait for the disk.
+    fn persist(&self, state: Box<PersistedState>) {
+        let (number, seq_floor) = self.persisted.get();
+        self.persisted.set((number + 1, state.seq_floor));
+        if state.seq_floor != seq_floor {
+            self.unsaved.take();
+            log_saved(self.state.save_node_state(&self.controller, number + 1, &state));
+        } else {
+            self.unsaved.replace(Some(state));
+            self.save.notify_one();
+        }
+    }
+
+    async fn run_saving(self: Rc<Self>) {
+        loop {
+            self.save.notified().await;
+            tokio::time::sleep(SAVE_DELAY).await;
+            let Some(state) = self.unsaved.take() else { continue };
+            let (number, _) = self.persisted.get();
+            let (directory, controller) = (Arc::clone(&self.state), self.controller.clone());
+            let saved =
+                tokio::task::spawn_blocking(move || directory.save_node_state(&controller, number, &state)).await;
+            log_saved(saved.unwrap_or_else(|panic| Err(panic.into())));
         }
     }
 
@@ -317,6 +357,12 @@ impl Tunnel {
         let result = feed(&mut self.node.borrow_mut(), now());
         self.pump();
         result
+    }
+}
+
+fn log_saved(saved: Result<()>) {
+    if let Err(error) = saved {
+        tracing::error!(error = format!("{error:#}"), "cannot keep the node's state on disk");
     }
 }
 
