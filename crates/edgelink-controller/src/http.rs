@@ -35,7 +35,10 @@ impl Front {
                 Some(address) => match self.unauthenticated.enter(address) {
                     Some(entered) => Some(entered),
                     None => {
-                        return text(StatusCode::TOO_MANY_REQUESTS, "too many connections that are not authenticated\n");
+                        return text(
+                            StatusCode::TOO_MANY_REQUESTS,
+                            "too many connections that are not authenticated\n",
+                        );
                     }
                 },
                 None => None,

@@ -24,7 +24,7 @@ use rand_core::UnwrapErr;
 use relay_shell::RelayShell;
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -95,7 +95,8 @@ pub fn main() -> ExitCode {
             return edgelink_ctl::main(std::iter::once(name).chain(arguments));
         }
         Some(Command::Config(ConfigCommand::Init)) => {
-            print!("{}", edgelink_config::starter::<ControllerConfig>());
+            // A reader that has gone away (`| head`) is no error.
+            let _ = std::io::stdout().write_all(edgelink_config::starter::<ControllerConfig>().as_bytes());
             return ExitCode::SUCCESS;
         }
         None => {}
@@ -173,7 +174,8 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
     });
     tracing::info!(%address, algorithm, state = %state.dir.display(), "edgelink-controller {}", env!("CARGO_PKG_VERSION"));
     print_join_command(&identity, setup::first_auth_key(&state.store).await?);
-    println!("ready {} on {address}", identity.url);
+    // Whoever started us may have closed the pipe; serving matters more.
+    let _ = std::io::stdout().write_all(format!("ready {} on {address}\n", identity.url).as_bytes());
 
     let shutdown = async {
         tokio::select! {
@@ -205,18 +207,16 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
 /// is valid for an hour.
 fn print_join_command(identity: &setup::Identity, key: Option<String>) {
     let pin = identity.pin.map(|pin| format!(" --pin {pin}")).unwrap_or_default();
-    match key {
-        Some(key) => eprintln!(
-            "\nJoin a node within the next hour (start its daemon with `edgelink run` first):\n\n    \
-             edgelink up {} --key {key}{pin}\n",
-            identity.url
-        ),
-        None => eprintln!(
-            "\nJoin a node (make an AUTHKEY with `edgelink-ctl token generate --type auth-key --network default`):\n\n    \
-             edgelink up {} --key AUTHKEY{pin}\n",
-            identity.url
-        ),
-    }
+    let (when, key) = match key {
+        Some(key) => ("within the next hour (start its daemon with `edgelink run` first)", key),
+        None => {
+            let how = "(make an AUTHKEY with `edgelink-ctl token generate --type auth-key --network default`)";
+            (how, "AUTHKEY".to_owned())
+        }
+    };
+    let text = format!("\nJoin a node {when}:\n\n    edgelink up {} --key {key}{pin}\n\n", identity.url);
+    // Nobody may be listening.
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// The present on both clocks.

@@ -156,7 +156,7 @@ fn unexpected(response: &LocalResponse) -> LocalError {
 }
 
 /// Prints to stdout; a reader that has gone away (`| head`) is no error.
-fn print(text: &str) -> Outcome {
+pub(crate) fn print(text: &str) -> Outcome {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(LocalError::new(LocalErrorKind::Failed, format!("cannot write the answer: {error}")))

@@ -45,8 +45,7 @@ pub fn main() -> ExitCode {
         Command::Accept { target } => commands::accept(&socket, cli.json, target),
         Command::Ping(args) => commands::ping(&socket, cli.json, args),
         Command::Config(ConfigCommand::Init) => {
-            print!("{}", edgelink_config::starter::<edgelink_config::ClientConfig>());
-            Ok(())
+            commands::print(&edgelink_config::starter::<edgelink_config::ClientConfig>())
         }
     };
     match outcome {

@@ -208,7 +208,7 @@ impl Net {
         Ok(answer.get("key").and_then(Value::as_str).context("no key")?.to_owned())
     }
 
-    /// A door for a [`raw`] client: a local port of the test process that leads to the controller from a host.
+    /// A door for a [`crate::raw`] client: a local port of the test process that leads to the controller from a host.
     ///
     /// # Errors
     ///

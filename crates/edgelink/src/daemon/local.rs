@@ -96,7 +96,8 @@ async fn answer(daemon: &Rc<Daemon>, request: LocalRequest) -> Result<LocalRespo
         LocalRequest::Peers(choice) => Ok(LocalResponse::Peers { peers: status_of(daemon, &choice)?.peers }),
         LocalRequest::Up(request) => up(daemon, request).await,
         LocalRequest::Down => {
-            daemon.down().await.map_err(failed)?;
+            let this = Rc::clone(daemon);
+            finish(async move { this.down().await.map_err(failed) }).await?;
             Ok(LocalResponse::Status(Box::new(daemon.status())))
         }
         LocalRequest::Accept { target } => accept(daemon, &target),
@@ -114,9 +115,15 @@ fn status_of(daemon: &Daemon, choice: &NetworkChoice) -> Result<Status, LocalErr
     }
 }
 
+/// Runs to its end what must not stop half-way when the command that asked for it is interrupted.
+async fn finish(work: impl Future<Output = Result<(), LocalError>> + 'static) -> Result<(), LocalError> {
+    tokio::task::spawn_local(work).await.unwrap_or_else(|error| Err(failed(error.into())))
+}
+
 async fn up(daemon: &Rc<Daemon>, request: UpRequest) -> Result<LocalResponse, LocalError> {
     let wait = request.wait_ms;
-    daemon.up(request).await?;
+    let this = Rc::clone(daemon);
+    finish(async move { this.up(request).await }).await?;
     if let Some(wait) = wait {
         let settled = async {
             let Some(tunnel) = daemon.tunnel() else { return };

@@ -17,11 +17,13 @@ use getrandom::SysRng;
 use rand_core::UnwrapErr;
 use state::{Profile, StateDir};
 use std::cell::RefCell;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, Notify};
 use tokio::task::LocalSet;
 use tunnel::{Tunnel, TunnelConfig};
 use zeroize::Zeroizing;
@@ -36,6 +38,10 @@ pub(crate) struct Daemon {
     state: Arc<StateDir>,
     profile: RefCell<Profile>,
     tunnel: RefCell<Option<Rc<Tunnel>>>,
+    /// A tunnel was started.
+    started: Notify,
+    /// Held while the tunnel is started or stopped on request.
+    switching: Mutex<()>,
 }
 
 /// `edgelink run`: returns when told to end.
@@ -67,7 +73,15 @@ async fn serve(config: ClientConfig, socket: PathBuf, env: Env) -> Result<()> {
     let machine = state.machine_key()?.public();
     tracing::info!(machine = machine.fingerprint(), "edgelink {}", env!("CARGO_PKG_VERSION"));
     let profile = RefCell::new(state.profile()?);
-    let daemon = Rc::new(Daemon { config, env, state: Arc::new(state), profile, tunnel: RefCell::default() });
+    let daemon = Rc::new(Daemon {
+        config,
+        env,
+        state: Arc::new(state),
+        profile,
+        tunnel: RefCell::default(),
+        started: Notify::new(),
+        switching: Mutex::new(()),
+    });
     let listener = local::bind(&socket)?;
     if let Err(error) = privileges::drop_to_net_admin() {
         tracing::warn!(%error, "privileges kept");
@@ -93,25 +107,30 @@ async fn serve(config: ClientConfig, socket: PathBuf, env: Env) -> Result<()> {
 }
 
 /// Prints the one line that scripts wait for, once the network is usable (DESIGN §8), and forgets the auth key that
-/// has served.
+/// has served, each time that one has.
 async fn announce_ready(daemon: Rc<Daemon>) {
+    let mut announced = false;
     loop {
-        let Some(tunnel) = daemon.tunnel() else {
-            daemon.tunnel_changed().await;
+        let Some(mut progress) = daemon.tunnel().map(|tunnel| tunnel.progress()) else {
+            daemon.started.notified().await;
             continue;
         };
-        let mut progress = tunnel.progress();
-        drop(tunnel);
+        // The channel ends with its tunnel: then there is another one, or none.
         if progress.wait_for(|p| p.ready).await.is_err() {
             continue;
         }
-        let status = daemon.status();
-        let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
-        println!("ready {} {} in network {}", status.name, addresses.join(" "), status.network.unwrap_or_default());
+        if !std::mem::replace(&mut announced, true) {
+            let status = daemon.status();
+            let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
+            let network = status.network.unwrap_or_default();
+            let line = format!("ready {} {} in network {network}\n", status.name, addresses.join(" "));
+            // Whoever started us may have closed the pipe; the network matters more.
+            let _ = std::io::stdout().write_all(line.as_bytes());
+        }
         if let Err(error) = daemon.forget_auth_key() {
             tracing::warn!(error = format!("{error:#}"), "the used auth key stays in the profile");
         }
-        return;
+        let _ = progress.wait_for(|p| !p.ready).await;
     }
 }
 
@@ -134,6 +153,7 @@ impl Daemon {
 
     /// Joins: with what was given, or as the last time.
     pub(crate) async fn up(&self, request: UpRequest) -> Result<(), LocalError> {
+        let _alone = self.switching.lock().await;
         let usage = |text: String| LocalError::new(LocalErrorKind::Usage, text);
         if let Some(url) = &request.controller {
             if self.config.controller.is_some() {
@@ -168,6 +188,7 @@ impl Daemon {
     }
 
     pub(crate) async fn down(&self) -> Result<()> {
+        let _alone = self.switching.lock().await;
         let profile = Profile { down: true, ..self.profile.borrow().clone() };
         self.state.save_profile(&profile)?;
         *self.profile.borrow_mut() = profile;
@@ -207,6 +228,7 @@ impl Daemon {
         let config = TunnelConfig { node, controller: url.to_string(), dialer, tun };
         let tunnel = Tunnel::start(config, self.state.machine_key()?, Arc::clone(&self.state))?;
         *self.tunnel.borrow_mut() = Some(tunnel);
+        self.started.notify_one();
         Ok(())
     }
 
@@ -215,12 +237,6 @@ impl Daemon {
         if let Some(tunnel) = tunnel {
             tunnel.stop().await;
         }
-    }
-
-    /// Returns when a tunnel may have been started.
-    async fn tunnel_changed(&self) {
-        // `up` is a person's command: looking four times a second is soon enough and costs nothing.
-        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
     }
 
     fn hostname(&self) -> String {

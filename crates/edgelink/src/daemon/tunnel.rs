@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
+/// How soon a failed configuration of the interface is tried again.
+const INTERFACE_RETRY: Duration = Duration::from_secs(1);
 /// States are gathered for this long before they go to the disk.
 const SAVE_DELAY: Duration = Duration::from_millis(500);
 /// Packets read from the TUN before others get a turn.
@@ -325,13 +327,25 @@ impl Tunnel {
         let mut wishes = self.interface.subscribe();
         // A restored configuration has expressed its wish before this task began.
         wishes.mark_changed();
+        let mut failed = false;
         loop {
-            if wishes.changed().await.is_err() {
-                return;
+            // After a failure the same wish is tried again, unless a newer one comes first.
+            let again = async {
+                if failed {
+                    tokio::time::sleep(INTERFACE_RETRY).await;
+                } else {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                changed = wishes.changed() => if changed.is_err() { return },
+                () = again => {}
             }
             let wish = wishes.borrow_and_update().clone();
             let Some(interface) = wish else { continue };
-            match self.configure(&interface).await {
+            let outcome = self.configure(&interface).await;
+            failed = outcome.is_err();
+            match outcome {
                 Ok(()) => {
                     let ready = self.first_config.get() && !interface.addresses.is_empty();
                     self.progress.send_modify(|p| p.ready = ready);
