@@ -76,6 +76,11 @@ impl Node {
         if update.from_version != self.latest.version || self.network.is_none() {
             return Err(format!("holds version {}, not {}", self.latest.version, update.from_version));
         }
+        if let (Some(network), Some(identity)) = (&update.network, &self.identity)
+            && network.id != identity.network.0
+        {
+            return Err(format!("CONFIG_UPDATE of network {}, but this node is in {}", network.id, identity.network));
+        }
         let durable = update.version != update.from_version || update.tokens.is_some() || update.identity.is_some();
         self.latest.version = update.version;
         if let Some(message) = update.identity

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const HANDSHAKE: Duration = Duration::from_secs(20);
 /// PINGs are at most this far apart, so that no proxy takes the connection for idle (DESIGN §9).
 pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// Tokens that a relay refuses are renewed at most this often.
+const RENEW_INTERVAL: Duration = Duration::from_secs(10);
 /// A connection that has been silent for this long is dead.
 pub(crate) const SILENCE: Duration = Duration::from_secs(45);
 
@@ -30,6 +32,8 @@ pub(crate) struct Control {
     ping_seq: u32,
     ack_requests: u64,
     pub(crate) rtt: Option<Duration>,
+    /// When tokens were last fetched because a relay refused the old ones.
+    renewed_at: Option<Instant>,
     /// Why the last attempt ended.
     pub(crate) problem: Option<String>,
     /// The controller's final word, until it changes its mind.
@@ -307,6 +311,16 @@ impl Node {
     fn drop_control(&mut self, link: LinkId, reason: &str, now: Now, rng: &mut impl rand_core::Rng) {
         self.hang_up(link, None);
         self.control_closed(reason, now, rng);
+    }
+
+    /// A relay refuses our token: it was revoked, or its keys have changed. A new one comes with a new authentication;
+    /// revoking one token does not bar the node (DESIGN §3).
+    pub(crate) fn renew_tokens(&mut self, now: Now, rng: &mut impl rand_core::Rng) {
+        let due = self.control.renewed_at.is_none_or(|at| now.mono.saturating_duration_since(at) >= RENEW_INTERVAL);
+        if let (Some(link), true) = (self.control_link(), due) {
+            self.control.renewed_at = Some(now.mono);
+            self.drop_control(link, "a relay refuses our token; authenticating anew", now, rng);
+        }
     }
 
     pub(crate) fn control_link(&self) -> Option<LinkId> {

@@ -14,6 +14,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 const HANDSHAKE: Duration = Duration::from_secs(20);
+/// A relay must be faster by at least this to be chosen over a living one.
+const MIN_GAIN: Duration = Duration::from_millis(10);
 /// Weight of a new sample in the smoothed round trip, as in RFC 6298.
 const SMOOTHING: u32 = 8;
 
@@ -185,7 +187,10 @@ impl Node {
             (ControlMessage::Error(error), phase) => {
                 let message = crate::control::printable(&error.message);
                 tracing::debug!(code = error.code, about = error.about_node, message, "ERROR from a relay");
-                if phase == Phase::Ready {
+                if (1001..=1003).contains(&error.code) {
+                    self.renew_tokens(now, rng);
+                    self.drop_relay(id, link, &message, now, rng);
+                } else if phase == Phase::Ready {
                     self.peers.note_undeliverable(edgelink_model::NodeId(error.about_node), &message);
                 } else {
                     self.drop_relay(id, link, &message, now, rng);
@@ -302,10 +307,20 @@ impl Node {
         }
     }
 
-    /// Data takes the connected relay with the lowest round trip; one without a measurement counts last, not first.
+    /// Data takes the connected relay with the lowest round trip; one without a measurement counts last, not first. A
+    /// living relay is left only for one that is better by max(10 ms, 20 %) (DESIGN §5).
     pub(crate) fn choose_data_link(&mut self) {
+        let rtt = |r: &Relay| r.rtt.unwrap_or(Duration::MAX);
         let connected = self.relays.values().filter(|r| r.connected());
-        self.data_link = connected.min_by_key(|r| (r.rtt.unwrap_or(Duration::MAX), r.message.id)).and_then(|r| r.link);
+        let Some(best) = connected.min_by_key(|r| (rtt(r), r.message.id)) else {
+            self.data_link = None;
+            return;
+        };
+        let current = self.data_relay().filter(|r| r.connected()).map(rtt);
+        let worth_it = current.is_none_or(|now| rtt(best).saturating_add(MIN_GAIN.max(now / 5)) <= now);
+        if worth_it {
+            self.data_link = best.link;
+        }
     }
 
     /// The relay behind the present data link.

@@ -86,10 +86,26 @@ fn a_refusal_is_shown_and_retried() {
     let link = world.dialled_relay(1);
     world.connected(link);
     world.events();
-    world.deliver(link, error(1002, "the relay token has expired"));
+    world.deliver(link, error(4003, "the relay is full"));
     assert_eq!(world.events(), [Seen::Closed(link)]);
-    assert_eq!(world.status().health, ["relay relay-1: the relay token has expired"]);
+    assert_eq!(world.status().health, ["relay relay-1: the relay is full"]);
     assert_eq!(dialled(&world.advance(SECOND)).len(), 1);
+}
+
+#[test]
+fn a_token_that_a_relay_refuses_is_renewed_by_authenticating_anew() {
+    let mut world = World::new(Setup::default());
+    world.join(config(10, Vec::new()));
+    let control = world.control();
+    let link = world.dialled_relay(1);
+    world.connected(link);
+    world.events();
+    world.deliver(link, error(1003, "token revoked"));
+    let closed: Vec<_> = world.events().into_iter().filter(|e| matches!(e, Seen::Closed(_))).collect();
+    assert_eq!(closed, [Seen::Closed(control), Seen::Closed(link)]);
+    let events = world.advance(SECOND);
+    assert!(events.iter().any(|(_, e)| matches!(e, Seen::Dial(_, Target::Control))), "{events:?}");
+    assert_eq!(dialled(&events).len(), 1);
 }
 
 #[test]
