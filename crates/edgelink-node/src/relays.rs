@@ -187,12 +187,15 @@ impl Node {
             (ControlMessage::Error(error), phase) => {
                 let message = crate::control::printable(&error.message);
                 tracing::debug!(code = error.code, about = error.about_node, message, "ERROR from a relay");
-                if (1001..=1003).contains(&error.code) {
-                    self.renew_tokens(now, rng);
-                    self.drop_relay(id, link, &message, now, rng);
-                } else if phase == Phase::Ready {
+                let refused = (1001..=1003).contains(&error.code);
+                if phase == Phase::Ready && !refused {
                     self.peers.note_undeliverable(edgelink_model::NodeId(error.about_node), &message);
                 } else {
+                    // On a living connection the controller's own word comes about now: only a token that is refused
+                    // again is renewed.
+                    if refused && phase != Phase::Ready {
+                        self.renew_tokens(now, rng);
+                    }
                     self.drop_relay(id, link, &message, now, rng);
                 }
             }

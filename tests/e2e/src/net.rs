@@ -164,7 +164,8 @@ impl Net {
         self.join.split_whitespace().nth(2).with_context(|| format!("no URL in {:?}", self.join))
     }
 
-    /// Starts a node's daemon and joins it with the printed command, word for word.
+    /// Starts a node's daemon and joins it with the printed command, word for word; then waits until it and the nodes
+    /// that joined before have heard of each other, which takes a moment: changes are gathered for 50 ms.
     ///
     /// # Errors
     ///
@@ -174,7 +175,13 @@ impl Net {
         let node = self.nodes.get_mut(index).context("no such node")?;
         node.run()?;
         node.shell(&join)?.run().with_context(|| join.clone())?;
-        node.process()?.wait_line("ready ", SOON).map(drop)
+        node.process()?.wait_line("ready ", SOON)?;
+        let new = self.nodes.get(index).context("no such node")?;
+        for old in self.nodes.iter().filter(|old| old.host.name() != new.host.name() && old.process().is_ok()) {
+            old.wait_peer(new.host.name())?;
+            new.wait_peer(old.host.name())?;
+        }
+        Ok(())
     }
 
     /// `edgelink-ctl` beside the running controller, on its database.

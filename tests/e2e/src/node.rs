@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use edgelink_api::local::{DaemonState, Peer, Status};
+use edgelink_api::local::{DaemonState, PathKind, Peer, Status};
 use edgelink_testbed::{Host, HostCommand, Output, Process, wait};
 use nix::sys::signal::Signal;
 
@@ -199,6 +199,17 @@ impl Node {
     /// As [`Self::wait_status`].
     pub fn wait_state(&self, state: DaemonState, timeout: Duration) -> Result<Status> {
         self.wait_status(&format!("state {state:?}"), timeout, |status| status.state == state)
+    }
+
+    /// Waits until it knows the peer of this name and a path to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::wait_status`].
+    pub fn wait_peer(&self, name: &str) -> Result<Status> {
+        let reachable =
+            |peer: &Peer| peer.name == name && peer.online && peer.path.kind != PathKind::None && peer.reason.is_none();
+        self.wait_status(&format!("peer {name}"), crate::SOON, |status| status.peers.iter().any(reachable))
     }
 
     /// What the daemon says of a peer.

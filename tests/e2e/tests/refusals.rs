@@ -217,6 +217,9 @@ fn clocks_that_are_wrong() {
         node.shell(&join).unwrap().run().unwrap();
         node.process().unwrap().wait_line("ready ", SOON).unwrap();
     }
+    for (one, other) in [(2, "a"), (3, "b"), (2, "slow"), (3, "fast"), (0, "fast"), (1, "slow")] {
+        net.nodes[one].wait_peer(other).unwrap();
+    }
     // With a node whose clock is right, and with one that is twenty minutes off.
     for (from, to) in [(2, 0), (3, 1), (2, 3), (3, 2)] {
         net.nodes[from].wait_ping(net.nodes[to].overlay().unwrap(), Duration::from_secs(3)).unwrap();
