@@ -11,17 +11,21 @@ use edgelink_os::files;
 use edgelink_session::trust::Pin;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// The daemon's directory, locked while the daemon lives: two daemons with one identity would throw each other out.
 pub(crate) struct StateDir {
     path: PathBuf,
     key_file: PathBuf,
-    /// Number of the newest state written, so that a slow write of an older one cannot undo it.
-    written: Mutex<u64>,
+    /// Numbers of states, rising for as long as the daemon lives.
+    next_number: AtomicU64,
+    /// Per file the newest state written, so that a slow write of an older one cannot undo it.
+    written: Mutex<BTreeMap<String, u64>>,
     _lock: Flock<File>,
 }
 
@@ -72,7 +76,13 @@ impl StateDir {
             );
         };
         let key_file = key_file.map_or_else(|| path.join("keys.json"), Path::to_owned);
-        Ok(Self { path: path.to_owned(), key_file, written: Mutex::new(0), _lock: lock })
+        Ok(Self {
+            path: path.to_owned(),
+            key_file,
+            next_number: AtomicU64::new(1),
+            written: Mutex::default(),
+            _lock: lock,
+        })
     }
 
     /// The machine key, made at the first start. The only identity this host has: losing it means enrolling anew.
@@ -121,10 +131,16 @@ impl StateDir {
         })
     }
 
-    /// Keeps what the node remembers. `number` rises with each state; an older one than the last written is left out.
+    /// The number of a new state, for [`Self::save_node_state`].
+    pub(crate) fn number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Keeps what the node remembers. A state with a lower number than the last written one is left out.
     pub(crate) fn save_node_state(&self, controller: &str, number: u64, state: &PersistedState) -> Result<()> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if *written > number {
+        let name = node_file(controller);
+        if written.get(&name).is_some_and(|last| *last > number) {
             return Ok(());
         }
         let pins = state.pins.iter().map(|pin| PinRow {
@@ -139,8 +155,8 @@ impl StateDir {
             pins: pins.collect(),
             config: state.config.as_ref().map(|bytes| BASE64.encode(bytes)),
         };
-        self.write_json(&node_file(controller), &file)?;
-        *written = number;
+        self.write_json(&name, &file)?;
+        written.insert(name, number);
         Ok(())
     }
 
@@ -204,12 +220,18 @@ mod tests {
         };
         let kept =
             PersistedState { seq_floor: 5, clock_offset_ms: -86_400_000, pins: vec![pin], config: Some(vec![1, 2]) };
-        state.save_node_state("wss://a/ws/control", 2, &kept).unwrap();
-        state.save_node_state("wss://a/ws/control", 1, &PersistedState::default()).unwrap();
+        let (older, newer) = (state.number(), state.number());
+        state.save_node_state("wss://a/ws/control", newer, &kept).unwrap();
+        state.save_node_state("wss://a/ws/control", older, &PersistedState::default()).unwrap();
         let read = state.node_state("wss://a/ws/control").unwrap();
         assert_eq!((read.seq_floor, read.clock_offset_ms, read.config), (5, -86_400_000, Some(vec![1, 2])));
         assert_eq!(read.pins.len(), 1);
         assert_eq!(read.pins[0].machine_pub, MachinePublic([3; 32]));
         assert!(state.node_state("wss://b/ws/control").unwrap().config.is_none());
+        state.save_node_state("wss://b/ws/control", older, &kept).unwrap();
+        assert!(state.node_state("wss://b/ws/control").unwrap().config.is_some(), "another controller's file");
+        let later = PersistedState { seq_floor: 6, ..PersistedState::default() };
+        state.save_node_state("wss://a/ws/control", state.number(), &later).unwrap();
+        assert_eq!(state.node_state("wss://a/ws/control").unwrap().seq_floor, 6);
     }
 }

@@ -56,10 +56,10 @@ pub(crate) struct Tunnel {
     pub(super) dialer: links::Dialer,
     pub(super) tun: Rc<Tun>,
     state: Arc<StateDir>,
-    /// States handed to the disk so far, and the highest sequence number among them.
-    persisted: Cell<(u64, u64)>,
-    /// A state that may wait a moment before it goes to the disk.
-    unsaved: RefCell<Option<Box<PersistedState>>>,
+    /// The sequence number that is on the disk.
+    seq_floor: Cell<u64>,
+    /// A state, with its number, that may wait a moment before it goes to the disk.
+    unsaved: RefCell<Option<(u64, Box<PersistedState>)>>,
     save: Notify,
     pub(super) links: RefCell<HashMap<LinkId, LinkHandle>>,
     /// The timer task sleeps until this deadline.
@@ -94,7 +94,7 @@ impl Tunnel {
             dialer: config.dialer,
             tun: config.tun,
             state,
-            persisted: Cell::new((0, 0)),
+            seq_floor: Cell::new(0),
             unsaved: RefCell::new(None),
             save: Notify::new(),
             links: RefCell::default(),
@@ -123,8 +123,8 @@ impl Tunnel {
         let mut tasks = std::mem::take(&mut *self.tasks.borrow_mut());
         tasks.shutdown().await;
         self.links.borrow_mut().clear();
-        if let Some(state) = self.unsaved.take() {
-            log_saved(self.state.save_node_state(&self.controller, self.persisted.get().0, &state));
+        if let Some((number, state)) = self.unsaved.take() {
+            log_saved(self.state.save_node_state(&self.controller, number, &state));
         }
         let netlink = Netlink::open();
         if let Ok(netlink) = netlink
@@ -210,13 +210,12 @@ impl Tunnel {
     /// A new sequence number must be on disk before it is used; everything else may wait, so that a busy network does not
     /// make the packet path wait for the disk.
     fn persist(&self, state: Box<PersistedState>) {
-        let (number, seq_floor) = self.persisted.get();
-        self.persisted.set((number + 1, state.seq_floor));
-        if state.seq_floor != seq_floor {
+        let number = self.state.number();
+        if self.seq_floor.replace(state.seq_floor) != state.seq_floor {
             self.unsaved.take();
-            log_saved(self.state.save_node_state(&self.controller, number + 1, &state));
+            log_saved(self.state.save_node_state(&self.controller, number, &state));
         } else {
-            self.unsaved.replace(Some(state));
+            self.unsaved.replace(Some((number, state)));
             self.save.notify_one();
         }
     }
@@ -225,8 +224,7 @@ impl Tunnel {
         loop {
             self.save.notified().await;
             tokio::time::sleep(SAVE_DELAY).await;
-            let Some(state) = self.unsaved.take() else { continue };
-            let (number, _) = self.persisted.get();
+            let Some((number, state)) = self.unsaved.take() else { continue };
             let (directory, controller) = (Arc::clone(&self.state), self.controller.clone());
             let saved =
                 tokio::task::spawn_blocking(move || directory.save_node_state(&controller, number, &state)).await;
