@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use edgelink_testbed::{Host, HostCommand, Lab, Process, Tool, tools, topology::TcpOnly};
 use serde_json::Value;
 
-use crate::{Node, SOON, raw::Door};
+use crate::{Node, Pinger, SOON, raw::Door};
 
 /// What may differ from [`Net::start`].
 #[derive(Debug, Clone, Default)]
@@ -180,6 +180,26 @@ impl Net {
         for old in self.nodes.iter().filter(|old| old.host.name() != new.host.name() && old.process().is_ok()) {
             old.wait_peer(new.host.name())?;
             new.wait_peer(old.host.name())?;
+        }
+        Ok(())
+    }
+
+    /// The first two nodes, which ping each other, have noticed nothing of what went on beside them, and nobody has
+    /// panicked.
+    ///
+    /// # Errors
+    ///
+    /// Says what they noticed.
+    pub fn check_unharmed(&self, pinger: Pinger) -> Result<()> {
+        pinger.wait_answers(2)?;
+        pinger.stop_without_loss()?;
+        self.check_alive()?;
+        for node in self.nodes.iter().take(2) {
+            let drops = node.status()?.drops;
+            // The kernel's own neighbour discovery and the like have no route; nothing else is dropped.
+            if drops.keys().any(|reason| reason != "no_route" && reason != "foreign_source") {
+                bail!("{} dropped {drops:?}", node.host.name());
+            }
         }
         Ok(())
     }

@@ -25,14 +25,7 @@ fn pair_and(more: &[&str]) -> Option<(Net, Pinger)> {
 
 /// The other pair has noticed nothing, and nobody has panicked.
 fn unharmed(net: &Net, pinger: Pinger) {
-    pinger.wait_answers(2).unwrap();
-    pinger.stop_without_loss().unwrap();
-    net.check_alive().unwrap();
-    for node in &net.nodes[..2] {
-        let drops = node.status().unwrap().drops;
-        // The kernel's own neighbour discovery and the like have no route; nothing else is dropped.
-        assert!(drops.keys().all(|reason| reason == "no_route" || reason == "foreign_source"), "{drops:?}");
-    }
+    net.check_unharmed(pinger).unwrap();
 }
 
 fn assert_refused(output: &Output, code: i32, words: &[&str]) {

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use edgelink_api::local::DaemonState;
-use edgelink_e2e::{Net, Pinger, SOON};
+use edgelink_e2e::{Net, Node, Pinger, SOON};
 use nix::sys::signal::Signal;
 
 /// What a node's restart may take from its reconnect (its ready line) to the next answered ping.
@@ -125,6 +125,7 @@ fn down_and_up_again() {
     let [a, b] = &net.nodes[..] else { unreachable!() };
     let (at_a, at_b) = (a.overlay().unwrap(), b.overlay().unwrap());
     b.wait_ping(at_a, SOON).unwrap();
+    let before = remembered_seq(a);
     a.edgelink(&["down"]).unwrap().run().unwrap();
     assert_eq!(a.status().unwrap().state, DaemonState::Down);
     a.check_clean().unwrap();
@@ -132,4 +133,13 @@ fn down_and_up_again() {
     assert_eq!(a.up(&[]).unwrap().stdout, format!("up: a is {at_a} in network default\n"));
     b.wait_ping(at_a, HEALS_WITHIN).unwrap();
     a.wait_ping(at_b, HEALS_WITHIN).unwrap();
+    assert!(remembered_seq(a) > before, "the new key's sequence number is on the disk before the key is used");
+}
+
+/// The sequence number that a node's disk holds.
+fn remembered_seq(node: &Node) -> u64 {
+    let files = std::fs::read_dir(node.state_dir()).unwrap().map(|entry| entry.unwrap().path());
+    let state = |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("node-");
+    let text = std::fs::read_to_string(files.into_iter().find(state).unwrap()).unwrap();
+    serde_json::from_str::<serde_json::Value>(&text).unwrap()["seq_floor"].as_u64().unwrap()
 }

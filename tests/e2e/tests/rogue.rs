@@ -47,13 +47,7 @@ impl Scene {
     fn unharmed(self) {
         let Self { net, pinger, connections: before, .. } = self;
         wait::until("the rogue's connections gone", SOON, || (connections(&net) == before).then_some(())).unwrap();
-        pinger.wait_answers(2).unwrap();
-        pinger.stop_without_loss().unwrap();
-        net.check_alive().unwrap();
-        for node in &net.nodes[..2] {
-            let drops = node.status().unwrap().drops;
-            assert!(drops.keys().all(|reason| reason == "no_route" || reason == "foreign_source"), "{drops:?}");
-        }
+        net.check_unharmed(pinger).unwrap();
     }
 }
 
