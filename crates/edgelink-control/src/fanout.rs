@@ -33,8 +33,12 @@ impl Control {
         if let RevocationTarget::Node { node_id, .. } = &record.target
             && let Some(network) = self.registry.nodes.get(node_id).map(|n| n.network_id)
         {
-            let record = record.clone();
-            self.mark(network, now, |d| d.revocations.push(record));
+            let (node, record) = (*node_id, record.clone());
+            self.mark(network, now, |d| {
+                d.revocations.push(record);
+                // Whoever is still a member after that is learnt anew: its peers wipe their sessions with it.
+                d.peers.insert(node);
+            });
         }
         self.events.push_back(Event::Revoked(record));
     }

@@ -34,6 +34,8 @@ pub(crate) struct Control {
     pub(crate) rtt: Option<Duration>,
     /// When tokens were last fetched because a relay refused the old ones.
     renewed_at: Option<Instant>,
+    /// The controller has refused our key statement: the next admission needs a new one.
+    key_refused: bool,
     /// Why the last attempt ended.
     pub(crate) problem: Option<String>,
     /// The controller's final word, until it changes its mind.
@@ -227,7 +229,7 @@ impl Node {
         self.latest.identity = response.identity;
         self.latest.tokens = Some(tokens);
         self.set_identity(identity, now, rng);
-        if self.key_is_outdated(now) {
+        if std::mem::take(&mut self.control.key_refused) || self.key_is_outdated(now) {
             self.rotate(now, rng);
         } else if let Some(announce) = self.own_announce(NodeId::CONTROLLER) {
             self.send(link, announce);
@@ -267,6 +269,8 @@ impl Node {
                     // Trying again soon cannot help: somebody must act first.
                     self.control.backoff.discourage(now.mono);
                 }
+                // A copy of this machine may have announced a newer key: ours would be refused for ever.
+                self.control.key_refused |= self.control.phase == Phase::Ready;
                 self.control.problem = Some(refusal.message.clone());
                 self.control.refusal = (!transient).then_some(refusal);
             }

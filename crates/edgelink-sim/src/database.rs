@@ -65,6 +65,30 @@ impl Database {
         self.auth_keys.insert(edgelink_auth::auth_key::hash(key), network);
     }
 
+    /// Another relay, or a changed one.
+    pub fn put_server(&mut self, record: ServerRecord) {
+        self.servers.insert(record.id, record.clone());
+        self.append(Change::Server(record));
+    }
+
+    /// `edgelink-ctl server enable` and `disable`.
+    pub fn enable_server(&mut self, id: ServerId, enabled: bool) {
+        if let Some(mut record) = self.servers.get(&id).filter(|s| s.enabled != enabled).cloned() {
+            record.enabled = enabled;
+            self.put_server(record);
+        }
+    }
+
+    /// A relay, as the table has it.
+    pub fn server(&self, id: ServerId) -> Option<&ServerRecord> {
+        self.servers.get(&id)
+    }
+
+    /// What is revoked.
+    pub fn revocations(&self) -> Vec<RevocationRecord> {
+        self.revocations.values().cloned().collect()
+    }
+
     /// The newest change.
     pub fn version(&self) -> ChangeId {
         self.log.last().map_or(1, |(id, _)| *id)
@@ -129,6 +153,17 @@ impl Database {
         }
         self.put(record.clone());
         Ok(record)
+    }
+
+    /// `edgelink-ctl token revoke`: the node may authenticate anew.
+    pub fn revoke_tokens(&mut self, id: NodeId, now_secs: u64) {
+        let revocation = RevocationRecord {
+            id: format!("tokens-{id}-{now_secs}"),
+            target: RevocationTarget::Node { node_id: id, issued_before: now_secs },
+            expires_at: now_secs + 24 * 3600,
+        };
+        self.revocations.insert(revocation.id.clone(), revocation.clone());
+        self.append(Change::Revoked(revocation));
     }
 
     /// `edgelink-ctl node authorize`.

@@ -1,18 +1,26 @@
-//! EdgeLink in one thread: the real cores of the controller, the relay and the nodes on a virtual clock with seeded
+//! EdgeLink in one thread: the real cores of the controller, the relays and the nodes on a virtual clock with seeded
 //! randomness.
 //!
-//! [`World::advance`] is the whole loop: drain every core's events, deliver what is due, else jump to the least
-//! deadline. One seed, one outcome, bit for bit: nothing here reads a clock, a socket or the system's randomness.
+//! [`World`] is the network: processes, the connections between them, and what may befall either. [`World::advance`] is
+//! its whole loop: drain every core that was touched, deliver what is due, else jump to the least deadline. One seed,
+//! one outcome, bit for bit: nothing here reads a clock, a socket or the system's randomness ([`World::fingerprint`]).
 //!
-//! This is the beginning of the laboratory: links are ordered streams with a delay, which can be cut; hosts can be
-//! restarted and can have wrong clocks.
+//! [`Scenario`] is a list of [`Transition`]s made from a seed, and can be shrunk; [`run`] plays one while [`Model`] says
+//! what must arrive and [`watch`] looks for what must never happen. See `docs/testing.md`.
 #![forbid(unsafe_code)]
 
 mod database;
+pub mod model;
 mod packet;
+pub mod scenario;
 mod streams;
+pub mod trap;
+pub mod watch;
 mod world;
 
 pub use database::Database;
-pub use packet::udp_packet;
-pub use world::{Delivered, NodeIndex, World, WorldConfig};
+pub use model::Model;
+pub use packet::{Probe, udp_packet};
+pub use scenario::{Failure, Report, Scenario, Transition, run, shrink};
+pub use streams::{Line, Party};
+pub use world::{Delivered, HostileNode, HostileRelay, NodeIndex, RelayIndex, World, WorldConfig};

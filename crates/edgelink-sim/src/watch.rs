@@ -1,0 +1,202 @@
+//! What must never be seen on any wire, whatever happens: a plaintext, a nonce twice under a key, a frame that loops.
+
+use crate::packet::MARKER;
+use crate::streams::Party;
+use edgelink_wire::data;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
+
+/// Frames are remembered for at least so long.
+const GENERATION: Duration = Duration::from_secs(60);
+/// Violations beyond these are not kept: the first ones tell the story.
+const MAX_VIOLATIONS: usize = 20;
+
+/// The observer of every message that a process sends.
+#[derive(Default)]
+pub struct Watch {
+    violations: Vec<String>,
+    /// Per sender and key prefix: a hash of what was sealed with each counter.
+    nonces: BTreeMap<(u32, [u8; 4]), Vec<u64>>,
+    /// How often each frame was sent by its node, handed to a node by a relay, and sent from relay to relay.
+    passes: HashMap<u64, Passes>,
+    former: HashMap<u64, Passes>,
+    turned: Duration,
+    /// Hostile relays at work: what they multiply is no loop of ours.
+    lenient: bool,
+    hasher: DefaultHasher,
+    /// Frames looked at.
+    pub frames: u64,
+    /// Messages looked at.
+    pub messages: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Passes {
+    sent: u8,
+    delivered: u8,
+    meshed: u8,
+}
+
+impl Watch {
+    /// What was seen that must not be, in the order of time.
+    pub fn violations(&self) -> &[String] {
+        &self.violations
+    }
+
+    /// A hash of everything that was sent and delivered, when, and by whom.
+    pub fn fingerprint(&self) -> u64 {
+        self.hasher.clone().finish()
+    }
+
+    /// While relays are hostile, frames may come out of them more often than they went in.
+    pub fn set_lenient(&mut self, lenient: bool) {
+        self.lenient = lenient;
+        self.passes.clear();
+        self.former.clear();
+    }
+
+    pub(crate) fn violation(&mut self, at: Duration, what: impl std::fmt::Display) {
+        if self.violations.len() < MAX_VIOLATIONS {
+            self.violations.push(format!("{at:?}: {what}"));
+        }
+    }
+
+    /// A core hands a message to its connection.
+    pub(crate) fn message(&mut self, at: Duration, from: Party, to: Party, message: &[u8]) {
+        self.messages += 1;
+        (at, from, to, message).hash(&mut self.hasher);
+        self.look_for_plaintext(at, from, message);
+        if at - self.turned > GENERATION {
+            self.turned = at;
+            self.former = std::mem::take(&mut self.passes);
+        }
+        for frame in edgelink_wire::frames(message).flatten() {
+            let Ok(clear) = data::parse(frame.raw) else { continue };
+            self.frames += 1;
+            let body = frame.raw.get(data::PLAINTEXT_OFFSET..).unwrap_or_default();
+            let hash = hash(&(clear.src, clear.nonce, body));
+            if let Party::Node(_) = from {
+                self.look_for_reuse(at, from, &clear, hash);
+            }
+            self.look_for_loops(at, from, to, hash);
+        }
+    }
+
+    /// A packet comes out of a TUN.
+    pub(crate) fn delivered(&mut self, at: Duration, node: usize, packet: &[u8]) {
+        (at, node, packet).hash(&mut self.hasher);
+    }
+
+    fn look_for_plaintext(&mut self, at: Duration, from: Party, bytes: &[u8]) {
+        if memchr::memmem::find(bytes, MARKER).is_some() {
+            self.violation(at, format_args!("{from:?} sends a plaintext"));
+        }
+    }
+
+    /// The same counter may go out again (a hedged packet takes two ways), but only with the same bytes.
+    fn look_for_reuse(&mut self, at: Duration, from: Party, clear: &data::DataHeader, hash: u64) {
+        let Some((prefix, counter)) = clear.nonce.split_first_chunk::<4>() else { return };
+        let counter = counter.iter().fold(0u64, |n, byte| n << 8 | u64::from(*byte));
+        let seen = self.nonces.entry((clear.src.0, *prefix)).or_default();
+        let Ok(index) = usize::try_from(counter) else { return };
+        if index > seen.len() + (1 << 20) {
+            return self.violation(at, format_args!("{from:?} jumps to the counter {counter}"));
+        }
+        if index >= seen.len() {
+            seen.resize(index + 1, 0);
+        }
+        let known = seen.get_mut(index).map(|known| std::mem::replace(known, hash)).unwrap_or_default();
+        if known != 0 && known != hash {
+            self.violation(at, format_args!("{from:?} uses the nonce {:02x?} twice", clear.nonce));
+        }
+    }
+
+    fn look_for_loops(&mut self, at: Duration, from: Party, to: Party, hash: u64) {
+        if self.lenient {
+            return;
+        }
+        let former = self.former.get(&hash).copied().unwrap_or_default();
+        let passes = self.passes.entry(hash).or_insert(former);
+        let (count, what) = match (from, to) {
+            (Party::Node(_), _) => (&mut passes.sent, "sent"),
+            (_, Party::Node(_)) => (&mut passes.delivered, "delivered"),
+            _ => (&mut passes.meshed, "meshed"),
+        };
+        *count = count.saturating_add(1);
+        let (count, sent) = (*count, passes.sent);
+        if count > sent.max(1) && what != "sent" {
+            self.violation(
+                at,
+                format_args!("{from:?} has {what} a frame to {to:?} {count} times that was sent {sent}"),
+            );
+        }
+    }
+}
+
+fn hash(value: &impl std::hash::Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    // Zero means "not seen".
+    hasher.finish().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edgelink_model::NodeId;
+    use edgelink_wire::{Flags, FrameType};
+
+    const NODE: Party = Party::Node(1);
+    const RELAY: Party = Party::Relay(0);
+    const OTHER: Party = Party::Relay(1);
+    const RECEIVER: Party = Party::Node(2);
+
+    fn frame(counter: u8, body: u8) -> Vec<u8> {
+        let mut frame = vec![body; data::OVERHEAD + 8];
+        let mut nonce = [7; 12];
+        nonce[4..].copy_from_slice(&u64::from(counter).to_be_bytes());
+        let clear = data::DataHeader { src: NodeId(1), dst: NodeId(2), nonce };
+        data::write_header(&mut frame, FrameType::Data, Flags::NONE, &clear).unwrap();
+        frame
+    }
+
+    fn seen(steps: &[(Party, Party, Vec<u8>)]) -> Vec<String> {
+        let mut watch = Watch::default();
+        for (from, to, message) in steps {
+            watch.message(Duration::from_secs(1), *from, *to, message);
+        }
+        watch.violations().to_vec()
+    }
+
+    #[test]
+    fn an_ordinary_way_is_fine_and_so_is_a_hedged_packet() {
+        let (a, b) = (frame(0, 1), frame(1, 2));
+        assert_eq!(seen(&[(NODE, RELAY, a.clone()), (RELAY, RECEIVER, a.clone()), (NODE, RELAY, b)]), [""; 0]);
+        let twice =
+            [(NODE, RELAY, a.clone()), (NODE, OTHER, a.clone()), (RELAY, RECEIVER, a.clone()), (OTHER, RECEIVER, a)];
+        assert_eq!(seen(&twice), [""; 0]);
+    }
+
+    #[test]
+    fn a_nonce_used_twice_is_seen() {
+        let found = seen(&[(NODE, RELAY, frame(3, 1)), (NODE, RELAY, frame(3, 2))]);
+        assert!(found.len() == 1 && found[0].contains("twice"), "{found:?}");
+    }
+
+    #[test]
+    fn a_frame_that_comes_out_more_often_than_it_went_in_is_seen() {
+        let a = frame(0, 1);
+        let found = seen(&[(NODE, RELAY, a.clone()), (RELAY, RECEIVER, a.clone()), (RELAY, RECEIVER, a.clone())]);
+        assert!(found.len() == 1 && found[0].contains("delivered"), "{found:?}");
+        let found = seen(&[(NODE, RELAY, a.clone()), (RELAY, OTHER, a.clone()), (OTHER, RELAY, a)]);
+        assert!(found.len() == 1 && found[0].contains("meshed"), "{found:?}");
+    }
+
+    #[test]
+    fn a_plaintext_is_seen() {
+        let mut open = frame(0, 1);
+        open.extend(crate::Probe { id: 1, from: 1, to: 2 }.encode(64));
+        assert!(seen(&[(NODE, RELAY, open)])[0].contains("plaintext"));
+    }
+}
