@@ -144,6 +144,7 @@ impl Model {
             n.needs_controller = true;
         });
         self.introduced.retain(|(a, b)| *a != node.0 && *b != node.0);
+        self.told.retain(|(_, gone)| *gone != node.0);
     }
 
     /// A node lies from now on, or not any more.
@@ -305,8 +306,8 @@ impl Model {
                 }
                 let reached =
                     self.is_guided(*index) && !other.asleep && other.member && !other.doubled && !other.hostile;
-                let since = since.max(other.guided_since);
-                if reached && !knows && now > since + self.promise.told_within {
+                let due = (since + self.promise.told_within).max(other.guided_since + self.promise.heals_within);
+                if reached && !knows && now > due {
                     wrong.push(format!(
                         "{now:?}: node {index} has not heard that node {gone} was expelled at {since:?}"
                     ));
@@ -518,7 +519,7 @@ mod tests {
         let (world, mut model, _) = two();
         // The model believes that it happened, the network does not know.
         model.node_member(NodeIndex(0), false, 1_000, world.elapsed());
-        let found = model.check_told(&world, world.elapsed() + 2 * SECOND);
+        let found = model.check_told(&world, world.elapsed() + 4 * SECOND);
         assert!(found.len() == 1 && found[0].contains("has not heard"), "{found:?}");
     }
 }

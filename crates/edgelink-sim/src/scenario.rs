@@ -520,6 +520,7 @@ impl<'s> Player<'s> {
         let count = self.world.node_count();
         let (victim, to) = (NodeIndex(self.draw(count)), NodeIndex(self.draw(count)));
         let now = self.world.elapsed();
+        let to = self.namesake(liar, to).unwrap_or(to);
         if victim != liar
             && to != liar
             && let Some(probe) = self.world.send_spoofed(liar, victim, to, 64)

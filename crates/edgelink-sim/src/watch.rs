@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
-/// Frames are remembered for at least so long.
-const GENERATION: Duration = Duration::from_secs(60);
+/// Frames are remembered for at least so long: a line may hold them for minutes before it is mended.
+const GENERATION: Duration = Duration::from_secs(600);
+/// How long what a hostile relay did is still on its way after it became honest.
+const AFTERMATH: Duration = Duration::from_secs(600);
 /// Violations beyond these are not kept: the first ones tell the story.
 const MAX_VIOLATIONS: usize = 20;
 
@@ -22,8 +24,9 @@ pub struct Watch {
     passes: HashMap<u64, Passes>,
     former: HashMap<u64, Passes>,
     turned: Duration,
-    /// Hostile relays at work: what they multiply is no loop of ours.
+    /// Hostile relays at work, or just before: what they multiply and invent is not for us to answer for.
     lenient: bool,
+    strict_from: Duration,
     hasher: DefaultHasher,
     /// Frames looked at.
     pub frames: u64,
@@ -50,10 +53,11 @@ impl Watch {
     }
 
     /// While relays are hostile, frames may come out of them more often than they went in.
-    pub fn set_lenient(&mut self, lenient: bool) {
+    pub(crate) fn set_lenient(&mut self, lenient: bool, at: Duration) {
+        if self.lenient && !lenient {
+            self.strict_from = at + AFTERMATH;
+        }
         self.lenient = lenient;
-        self.passes.clear();
-        self.former.clear();
     }
 
     pub(crate) fn violation(&mut self, at: Duration, what: impl std::fmt::Display) {
@@ -113,9 +117,6 @@ impl Watch {
     }
 
     fn look_for_loops(&mut self, at: Duration, from: Party, to: Party, hash: u64) {
-        if self.lenient {
-            return;
-        }
         let former = self.former.get(&hash).copied().unwrap_or_default();
         let passes = self.passes.entry(hash).or_insert(former);
         let (count, what) = match (from, to) {
@@ -125,11 +126,9 @@ impl Watch {
         };
         *count = count.saturating_add(1);
         let (count, sent) = (*count, passes.sent);
-        if count > sent.max(1) && what != "sent" {
-            self.violation(
-                at,
-                format_args!("{from:?} has {what} a frame to {to:?} {count} times that was sent {sent}"),
-            );
+        if count > sent && what != "sent" && !self.lenient && at >= self.strict_from {
+            let times = format_args!("{count} times, and its source has sent it {sent} times");
+            self.violation(at, format_args!("{from:?} has {what} a frame to {to:?} {times}"));
         }
     }
 }
@@ -191,6 +190,12 @@ mod tests {
         assert!(found.len() == 1 && found[0].contains("delivered"), "{found:?}");
         let found = seen(&[(NODE, RELAY, a.clone()), (RELAY, OTHER, a.clone()), (OTHER, RELAY, a)]);
         assert!(found.len() == 1 && found[0].contains("meshed"), "{found:?}");
+    }
+
+    #[test]
+    fn a_frame_that_its_source_has_not_sent_is_seen() {
+        let found = seen(&[(RELAY, RECEIVER, frame(0, 1))]);
+        assert!(found.len() == 1 && found[0].contains("sent it 0 times"), "{found:?}");
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl World {
             host.malice = kind.map(|kind| Malice { kind, memory: VecDeque::new(), rng });
         }
         let lenient = self.relays.iter().any(|host| host.malice.is_some());
-        self.watch.set_lenient(lenient);
+        self.watch.set_lenient(lenient, self.now - self.start);
     }
 
     /// Makes a node hostile, or honest again. It starts anew with what it wants to believe.

@@ -19,6 +19,8 @@ pub(super) struct Host {
     /// For how long the host was suspended so far: its monotonic clock did not run.
     lag: Duration,
     asleep: Option<Asleep>,
+    /// It has been a member: the shell has forgotten the pre-auth key.
+    joined: bool,
     persisted: PersistedState,
     pub(super) node: Option<Node>,
     pub(super) links: BTreeMap<LinkId, StreamId>,
@@ -62,7 +64,9 @@ impl World {
         let mut rng = self.fork();
         let mut seed = [0; 32];
         rng.fill_bytes(&mut seed);
-        self.push_host(name, network, clock_error_ms, seed, PersistedState::default(), rng)
+        let index = self.push_host(name, network, clock_error_ms, seed, PersistedState::default(), rng);
+        self.start_node(index);
+        index
     }
 
     /// A second machine from the image of the first: the same machine key, the same disk.
@@ -70,8 +74,13 @@ impl World {
         let rng = self.fork();
         let host = self.nodes.get(original.0)?;
         let (name, network, seed) = (host.name.clone(), host.network, host.seed);
-        let (error, persisted) = (host.clock_error_ms, host.persisted.clone());
-        Some(self.push_host(&name, network, error, seed, persisted, rng))
+        let (error, joined, persisted) = (host.clock_error_ms, host.joined, host.persisted.clone());
+        let copy = self.push_host(&name, network, error, seed, persisted, rng);
+        if let Some(host) = self.nodes.get_mut(copy.0) {
+            host.joined = joined;
+        }
+        self.start_node(copy);
+        Some(copy)
     }
 
     fn push_host(
@@ -91,6 +100,7 @@ impl World {
             clock_error_ms,
             lag: Duration::ZERO,
             asleep: None,
+            joined: false,
             persisted,
             node: None,
             links: BTreeMap::new(),
@@ -98,9 +108,7 @@ impl World {
             addresses: Vec::new(),
             malice: None,
         });
-        let index = NodeIndex(self.nodes.len() - 1);
-        self.start_node(index);
-        index
+        NodeIndex(self.nodes.len() - 1)
     }
 
     /// Starts a node's process from what its disk holds.
@@ -110,7 +118,7 @@ impl World {
         let Some(host) = self.nodes.get_mut(index.0).filter(|host| host.node.is_none()) else { return };
         let config = NodeConfig {
             controller_host: CONTROLLER.to_owned(),
-            auth_key: Some(Zeroizing::new(auth_key(host.network))),
+            auth_key: (!host.joined).then(|| Zeroizing::new(auth_key(host.network))),
             host: HostInfo { hostname: host.name.clone(), os: "sim".to_owned(), ..HostInfo::default() },
             trust: Trust::Tofu,
             psk: None,
@@ -265,7 +273,10 @@ impl World {
                 edge::Event::Interface(interface) => {
                     host.addresses = interface.addresses.iter().map(|a| a.addr()).collect();
                 }
-                edge::Event::Ready => host.ready = true,
+                edge::Event::Ready => {
+                    host.ready = true;
+                    host.joined = true;
+                }
                 edge::Event::Expelled => {
                     host.ready = false;
                     host.addresses.clear();
