@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod database;
+pub mod net;
 mod packet;
 mod streams;
 mod world;
