@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod links;
+mod model;
 mod nat;
 mod prober;
 mod punch;
