@@ -52,7 +52,7 @@ pub enum DropReason {
 pub enum Place {
     /// In the host.
     Host(HostId),
-    /// On an uplink.
+    /// On an uplink; a host's is named by its interface.
     Link(Uplink, Direction),
     /// In the internet's core, on the way between two sites.
     Transit(Uplink, Uplink),

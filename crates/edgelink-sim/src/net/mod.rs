@@ -11,6 +11,7 @@
 //!
 //! Not modelled: fragmentation (every datagram has DF set), corruption, ARP and ICMP other than "too big".
 
+mod changes;
 mod counters;
 mod firewall;
 mod forward;
