@@ -5,7 +5,8 @@ use super::link::{Direction, LinkProfile, LinkStats};
 use super::nat::{Nat, NatConfig};
 use super::topology::{Interface, Links, TopologyError};
 use super::{Drops, HostId, Internet, LanId, Uplink};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::{Duration, Instant};
 
 /// What may happen to a network.
 impl Internet {
@@ -96,6 +97,30 @@ impl Internet {
             }
         }
         Ok(())
+    }
+
+    /// Asks the host's router to forward an external port, `wanted` or the next that is free, to one of the host's, as
+    /// UPnP-IGD, NAT-PMP and PCP do; the answer is the external endpoint, which behind two NATs is not a public one.
+    /// Outbound datagrams from that port appear from there, anyone may send there. Asking again renews it; a lifetime
+    /// of zero ends it.
+    ///
+    /// `None` if it is not (or no longer) forwarded: there is no NAT with
+    /// [`port_mapping`](NatConfig::port_mapping), no port left, or the router is not reached.
+    pub fn map_port(
+        &mut self,
+        now: Instant,
+        host: HostId,
+        port: u16,
+        wanted: u16,
+        lifetime: Duration,
+    ) -> Option<SocketAddr> {
+        let interfaces = self.hosts[host.index()].interfaces.iter().filter(|interface| interface.attached);
+        let (lan, address) = interfaces
+            .flat_map(|interface| interface.addresses.iter().map(|address| (interface.lan, *address)))
+            .find(|(_, address)| address.is_ipv4())?;
+        let (false, IpAddr::V4(address)) = (self.hosts[host.index()].asleep, address) else { return None };
+        let nat = self.lans[lan.index()].nat.as_mut()?;
+        nat.forward(now, SocketAddrV4::new(address, port), wanted, lifetime).map(SocketAddr::V4)
     }
 
     /// Replaces a router's NAT, as when its owner buys another: same external addresses, no state.

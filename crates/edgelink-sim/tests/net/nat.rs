@@ -336,3 +336,28 @@ fn the_ipv6_firewall_filters_without_translating() {
         assert!(!reach(&mut lab, "2001:db8:1::1", 7), "expired");
     }
 }
+
+#[test]
+fn a_forwarded_port_is_open_to_anyone_until_it_ends() {
+    let nat = NatConfig { port_mapping: true, ports: PortAssignment::Random, ..NatConfig::port_restricted() };
+    let (mut lab, server, site, [a, b]) = behind(nat);
+    let outside = lab.host("198.51.100.9");
+    let map = |lab: &mut Lab, host, port, life: u32| lab.net.map_port(lab.now, host, port, 5000, life * SECOND);
+    let external = map(&mut lab, a, 5000, 100).unwrap();
+    assert_eq!((external.ip(), external.port()), (lab.net.observed_ip(a).unwrap(), 5000));
+    assert_eq!(lab.deliver(outside, 7, external).unwrap().local, at(lab.address(a), 5000), "unsolicited");
+    assert_eq!(server.reflexive(&mut lab, a, 5000), external, "and outwards the same");
+    assert_eq!(map(&mut lab, b, 5000, 100).unwrap().port(), 5001, "taken");
+    lab.advance(90 * SECOND);
+    assert_eq!(map(&mut lab, a, 5000, 100), Some(external), "renewed");
+    lab.advance(90 * SECOND);
+    assert!(lab.deliver(outside, 7, external).is_some());
+    assert!(lab.deliver(outside, 7, at(external.ip(), 5001)).is_none(), "b's has expired");
+    assert_eq!(map(&mut lab, a, 5000, 0), None);
+    assert!(lab.deliver(outside, 7, external).is_none(), "ended");
+    assert!(map(&mut lab, a, 5000, 100).is_some());
+    lab.net.reboot_router(site, false).unwrap();
+    assert!(lab.deliver(outside, 7, external).is_none(), "forgotten");
+    lab.net.set_nat(site, NatConfig { port_mapping: false, ..nat }).unwrap();
+    assert_eq!(map(&mut lab, a, 5000, 100), None, "not offered");
+}

@@ -1,5 +1,6 @@
 //! NATs in the terms of RFC 4787, RFC 5780 and RFC 7857.
 
+mod forwards;
 mod ports;
 mod table;
 
@@ -35,6 +36,8 @@ pub struct NatConfig {
     /// Each internal host owns an external address, all its ports, both ways, without state. The hosts take the
     /// external addresses in the order in which they join the LAN; those too many get none.
     pub one_to_one: bool,
+    /// Whether internal hosts can have ports forwarded (UPnP-IGD, NAT-PMP, PCP): [`map_port`](super::Internet::map_port).
+    pub port_mapping: bool,
     /// Permissions (and claims) held at most.
     pub max_entries: usize,
     /// What yields when there are more.
@@ -125,6 +128,7 @@ impl NatConfig {
             inbound_refresh: true,
             inbound_claims: false,
             one_to_one: false,
+            port_mapping: false,
             max_entries: 65_536,
             overflow: Overflow::DropNew,
         }

@@ -1,5 +1,6 @@
 //! A NAT's state: mappings, the permissions in their filters, and claimed tuples.
 
+use super::forwards::Forwards;
 use super::ports::Blocks;
 use super::{Hairpin, NatConfig, Overflow, Pooling, Scope};
 use crate::net::after;
@@ -23,6 +24,7 @@ pub(in crate::net) struct Nat {
     inbound: BTreeMap<SocketAddrV4, Vec<usize>>,
     /// (external, remote) that the router itself has taken, until when.
     claims: BTreeMap<(SocketAddrV4, SocketAddrV4), Instant>,
+    pub(super) forwards: Forwards,
     pub(super) blocks: Blocks,
     /// Where [`PortAssignment::Sequential`](super::PortAssignment::Sequential) goes on.
     pub(super) next_port: Option<u16>,
@@ -56,6 +58,7 @@ impl Nat {
             outbound: BTreeMap::new(),
             inbound: BTreeMap::new(),
             claims: BTreeMap::new(),
+            forwards: Forwards::default(),
             blocks: Blocks::default(),
             next_port: None,
             owners,
@@ -116,6 +119,9 @@ impl Nat {
             let address = self.address_of(*internal.ip()).ok_or(DropReason::PortsExhausted)?;
             return Ok(SocketAddrV4::new(address, internal.port()));
         }
+        if let Some(external) = self.forwards.external(now, internal) {
+            return Ok(external);
+        }
         let permission = self.config.filtering.scope(remote);
         let mut found = self.find(now, internal, remote);
         if found.is_none_or(|id| !self.mappings[id].permitted.contains_key(&permission)) {
@@ -144,6 +150,9 @@ impl Nat {
         if self.config.one_to_one {
             let owner = self.owner(*external.ip()).ok_or(DropReason::NoMapping)?;
             return Ok(SocketAddrV4::new(owner, external.port()));
+        }
+        if let Some(internal) = self.forwards.internal(now, external) {
+            return Ok(internal);
         }
         let permission = self.config.filtering.scope(remote);
         let mut mapped = false;
@@ -221,10 +230,10 @@ impl Nat {
         Ok(id)
     }
 
-    /// Whether no living mapping uses the external endpoint, nor the router its tuple with `remote`.
+    /// Whether no living mapping or forward uses the external endpoint, nor the router its tuple with `remote`.
     pub(super) fn free(&self, now: Instant, external: SocketAddrV4, remote: SocketAddrV4) -> bool {
         let used = |ids: &Vec<usize>| ids.iter().any(|id| self.mappings[*id].expires > now);
-        !self.inbound.get(&external).is_some_and(used) && !self.claimed(now, external, remote)
+        !self.inbound.get(&external).is_some_and(used) && !self.taken(now, external, remote)
     }
 
     /// Whether what `remote` sends to the external endpoint could only be meant for mapping `own`.
@@ -238,7 +247,13 @@ impl Nat {
         let permission = self.config.filtering.scope(remote);
         let permits = |id: &usize| self.mappings[*id].permitted.get(&permission).is_some_and(|at| *at > now);
         let others = |ids: &Vec<usize>| ids.iter().any(|id| Some(*id) != own && permits(id));
-        !self.inbound.get(&external).is_some_and(others) && !self.claimed(now, external, remote)
+        !self.inbound.get(&external).is_some_and(others) && !self.taken(now, external, remote)
+    }
+
+    /// Whether a living mapping at the external endpoint belongs to another internal endpoint.
+    pub(super) fn used_by_others(&self, now: Instant, external: SocketAddrV4, internal: SocketAddrV4) -> bool {
+        let ids = self.inbound.get(&external).map_or(&[][..], Vec::as_slice);
+        ids.iter().map(|id| &self.mappings[*id]).any(|entry| entry.expires > now && entry.internal != internal)
     }
 
     pub(super) fn paired(&self, internal: Ipv4Addr) -> Option<Ipv4Addr> {
@@ -250,8 +265,10 @@ impl Nat {
         self.config.pooling == Pooling::Paired
     }
 
-    fn claimed(&self, now: Instant, external: SocketAddrV4, remote: SocketAddrV4) -> bool {
-        !self.claims.is_empty() && self.claims.get(&(external, remote)).is_some_and(|expires| *expires > now)
+    /// Whether a forward has the external endpoint, or the router its tuple with `remote`.
+    fn taken(&self, now: Instant, external: SocketAddrV4, remote: SocketAddrV4) -> bool {
+        let claimed = || self.claims.get(&(external, remote)).is_some_and(|expires| *expires > now);
+        self.forwards.internal(now, external).is_some() || claimed()
     }
 
     fn claim(&mut self, now: Instant, external: SocketAddrV4, remote: SocketAddrV4) {
