@@ -47,11 +47,7 @@ impl Internet {
             return;
         }
         interface.addresses.retain(|other| *other != address);
-        let lan = &mut self.lans[lan.index()];
-        lan.owners.remove(&address);
-        if let (Some(nat), IpAddr::V4(address)) = (&mut lan.nat, address) {
-            nat.leave(address);
-        }
+        self.lans[lan.index()].release(address);
     }
 
     /// Pulls (`false`) or plugs in the cables of all the host's interfaces. Addresses are kept.
@@ -86,11 +82,9 @@ impl Internet {
         if new_addresses {
             let new = self.take_external(lan, parent, &[], old.len())?;
             let parent = &mut self.lans[parent.index()];
-            for address in old {
-                parent.owners.remove(&IpAddr::V4(address));
-                if let Some(nat) = &mut parent.nat {
-                    nat.leave(address);
-                }
+            old.into_iter().for_each(|address| parent.release(address.into()));
+            if let Some(nat) = &mut parent.nat {
+                new.iter().for_each(|address| nat.join(*address)); // the old ones may have left it an address
             }
             if let Some(nat) = &mut self.lans[lan.index()].nat {
                 nat.reboot(new);
@@ -141,7 +135,7 @@ impl Internet {
         Ok(())
     }
 
-    /// Sets one direction of a link; what is on it already keeps its time of arrival.
+    /// Sets one direction of a link. What is on it already keeps its time of arrival and is not overtaken.
     pub fn set_link(&mut self, uplink: Uplink, direction: Direction, profile: LinkProfile) {
         for links in self.links_mut(uplink) {
             links.get_mut(direction).profile = profile;

@@ -89,8 +89,8 @@ impl Internet {
     ///
     /// # Errors
     ///
-    /// What the host itself notices: it sleeps, its cable is pulled, it has no address of that family. Whatever
-    /// happens later is only counted.
+    /// What the host itself notices: it sleeps, its cable is pulled, it has no address of that family, or the
+    /// destination is loopback or multicast, which are not modelled. Whatever happens later is only counted.
     pub fn send(
         &mut self,
         now: Instant,
@@ -195,7 +195,13 @@ impl Internet {
         payload: Bytes,
         rng: &mut impl Rng,
     ) -> Result<(), DropReason> {
-        let source = if self.hosts[from.index()].asleep { Err(DropReason::Asleep) } else { source };
+        let source = match source {
+            _ if self.hosts[from.index()].asleep => Err(DropReason::Asleep),
+            _ if dst.ip().is_loopback() || dst.ip().is_unspecified() || dst.ip().is_multicast() => {
+                Err(DropReason::Unroutable)
+            }
+            source => source,
+        };
         let (lan, address) = source.inspect_err(|reason| self.drops.count(Place::Host(from), *reason))?;
         let local = SocketAddr::new(address, src_port);
         let via = if lan == LanId::INTERNET { Uplink::Host(from) } else { Uplink::Interface(from, lan) };

@@ -283,12 +283,9 @@ impl Internet {
         match self.interface_mut(host, lan) {
             Some(interface) => interface.addresses.push(address),
             None => {
-                self.lans[lan.index()].owners.remove(&address);
+                self.lans[lan.index()].release(address);
                 return Err(TopologyError::NoInterface);
             }
-        }
-        if let (Some(nat), IpAddr::V4(address)) = (&mut self.lans[lan.index()].nat, address) {
-            nat.join(address);
         }
         Ok(())
     }
@@ -312,7 +309,7 @@ impl Internet {
         }
     }
 
-    /// The given external addresses, or `count` new ones.
+    /// The given external addresses, or `count` new ones; all or none.
     pub(super) fn take_external(
         &mut self,
         router: LanId,
@@ -320,18 +317,19 @@ impl Internet {
         wanted: &[Ipv4Addr],
         count: usize,
     ) -> Result<Vec<Ipv4Addr>, TopologyError> {
-        let parent_lan = &mut self.lans[parent.index()];
-        let mut external = wanted.to_vec();
-        for address in wanted {
-            parent_lan.claim(parent, (*address).into(), Owner::Router(router))?;
-        }
-        while external.len() < count.max(1) {
-            let address = parent_lan.free_v4().ok_or(TopologyError::NoIpv4)??;
-            parent_lan.claim(parent, address.into(), Owner::Router(router))?;
-            external.push(address);
-        }
-        if let Some(nat) = &mut parent_lan.nat {
-            external.iter().for_each(|address| nat.join(*address));
+        let lan = &mut self.lans[parent.index()];
+        let mut external = Vec::new();
+        for n in 0..if wanted.is_empty() { count.max(1) } else { wanted.len() } {
+            let next = wanted.get(n).map_or_else(|| lan.free_v4().unwrap_or(Err(TopologyError::NoIpv4)), |a| Ok(*a));
+            let taken = next.and_then(|address| {
+                lan.claim(parent, address.into(), Owner::Router(router))?;
+                external.push(address);
+                Ok(())
+            });
+            if let Err(error) = taken {
+                external.into_iter().for_each(|address| lan.release(address.into()));
+                return Err(error);
+            }
         }
         Ok(external)
     }
@@ -367,7 +365,17 @@ impl Lan {
             return Err(TopologyError::AddressTaken(address));
         }
         self.owners.insert(address, owner);
+        if let (Some(nat), IpAddr::V4(address)) = (&mut self.nat, address) {
+            nat.join(address);
+        }
         Ok(())
+    }
+
+    pub(super) fn release(&mut self, address: IpAddr) {
+        self.owners.remove(&address);
+        if let (Some(nat), IpAddr::V4(address)) = (&mut self.nat, address) {
+            nat.leave(address);
+        }
     }
 
     /// The next free address after the one given last; `None` without IPv4.

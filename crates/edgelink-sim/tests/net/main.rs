@@ -1,6 +1,7 @@
 //! The simulated datagram network: NATs by an RFC 5780 prober and a reference model, hole punching, links, topology.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod conservation;
 mod links;
 mod model;
 mod nat;

@@ -24,14 +24,15 @@ fn equal_private_prefixes_are_different_places() {
 fn private_addresses_are_unroutable_on_the_internet() {
     let mut lab = Lab::new(32);
     let public = lab.host("198.51.100.1");
-    for private in ["10.1.2.3", "192.168.1.2", "172.16.0.1", "100.64.0.1", "169.254.1.1", "127.0.0.1"] {
+    for private in ["10.1.2.3", "192.168.1.2", "172.16.0.1", "100.64.0.1", "169.254.1.1"] {
         lab.send(public, 9, at(ip(private), 9), &b"x"[..]);
     }
     let site = lab.net.add_lan(LanConfig::routed("10.0.0.0/24".parse().unwrap())).unwrap();
     let inside = lab.net.add_host_on(site).unwrap();
     lab.send(inside, 9, at(ip("198.51.100.1"), 9), &b"x"[..]);
     assert!(lab.advance(SECOND).is_empty());
-    assert_eq!(lab.net.drops().of(DropReason::Unroutable), 7);
+    assert_eq!(lab.net.drops().of(DropReason::Unroutable), 6);
+    assert_eq!(lab.try_send(public, 9, at(ip("127.0.0.1"), 9), &b"x"[..]), Err(DropReason::Unroutable));
     assert_eq!((lab.net.observed_ip(inside), lab.net.stream_route(inside, ip("198.51.100.1"))), (None, None));
 }
 
@@ -122,6 +123,12 @@ fn several_addresses_each_receive_and_are_taken_once() {
         lab.net.add_host_on(small).unwrap();
     }
     assert_eq!(lab.net.add_host_on(small), Err(TopologyError::PrefixFull));
+    let inner = LanConfig::behind(NatConfig::full_cone(), "10.1.0.0/24".parse().unwrap()).within(small);
+    assert_eq!(lab.net.add_lan(inner), Err(TopologyError::PrefixFull));
+    let wanted = ["45.1.1.1", "198.51.100.1"].map(|address| address.parse().unwrap());
+    let clash = LanConfig::behind(NatConfig::full_cone(), "10.1.0.0/24".parse().unwrap()).external(wanted);
+    assert_eq!(lab.net.add_lan(clash), Err(TopologyError::AddressTaken(ip("198.51.100.1"))));
+    lab.host("45.1.1.1"); // what the router had claimed before it failed is free again
 }
 
 #[test]

@@ -78,8 +78,11 @@ impl Nat {
         &self.external
     }
 
-    /// An internal host has come: with one-to-one it takes the first external address that is free.
+    /// An internal host has come: with one-to-one it takes the first external address that is free, unless it has one.
     pub(in crate::net) fn join(&mut self, internal: Ipv4Addr) {
+        if self.owners.contains(&Some(internal)) {
+            return;
+        }
         if let Some(free) = self.owners.iter_mut().find(|owner| owner.is_none()) {
             *free = Some(internal);
         }
