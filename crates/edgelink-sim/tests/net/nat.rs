@@ -361,3 +361,13 @@ fn a_forwarded_port_is_open_to_anyone_until_it_ends() {
     lab.net.set_nat(site, NatConfig { port_mapping: false, ..nat }).unwrap();
     assert_eq!(map(&mut lab, a, 5000, 100), None, "not offered");
 }
+
+#[test]
+fn a_forwarded_port_and_a_mapping_do_not_meet() {
+    let (mut lab, server, _, [a, b]) = behind(NatConfig { port_mapping: true, ..NatConfig::full_cone() });
+    assert!(lab.net.map_port(lab.now, a, 5000, 5000, 1000 * SECOND).is_some());
+    assert_ne!(server.reflexive(&mut lab, b, 5000).port(), 5000, "it is forwarded to a");
+    assert_eq!(server.reflexive(&mut lab, b, 6000).port(), 6000);
+    let external = lab.net.map_port(lab.now, a, 6000, 6000, 1000 * SECOND).unwrap();
+    assert_eq!(external.port(), 6001, "b's mapping has 6000");
+}

@@ -176,3 +176,46 @@ fn streams_go_out_through_nats_and_not_in() {
     assert_eq!(lab.net.observed_ip(client), Some(external));
     assert_eq!(lab.net.stream_route(server, external), None);
 }
+
+#[test]
+fn the_longest_prefix_wins() {
+    let mut lab = Lab::new(39);
+    let outside = lab.host("198.51.100.1");
+    let [part, all] = ["203.0.113.128/25", "203.0.113.0/24"].map(|v4| {
+        let lan = lab.net.add_lan(LanConfig::routed(v4.parse().unwrap())).unwrap();
+        let host = lab.net.add_host_on(lan).unwrap();
+        (host, lab.address(host))
+    });
+    for (host, address) in [part, all] {
+        assert_eq!(lab.deliver(outside, 9, at(address, 9)).unwrap().host, host);
+    }
+}
+
+#[test]
+fn an_address_that_is_given_up_receives_nothing_that_is_on_the_way() {
+    let mut lab = Lab::new(40);
+    let (a, b) = (lab.host("198.51.100.1"), lab.host("198.51.100.2"));
+    lab.net.set_links(Uplink::Host(b), LinkProfile::delay(50 * MS));
+    lab.send(a, 9, at(ip("198.51.100.2"), 9), &b"x"[..]);
+    lab.advance(10 * MS);
+    lab.net.add_address(b, LanId::INTERNET, ip("198.51.100.3")).unwrap();
+    lab.net.remove_address(b, LanId::INTERNET, ip("198.51.100.2"));
+    assert!(lab.advance(SECOND).is_empty());
+    assert_eq!(lab.net.drops().of(DropReason::Gone), 1);
+}
+
+#[test]
+fn a_datagram_passes_32_routers_and_no_more() {
+    for (routers, arrives) in [(32, true), (33, false)] {
+        let mut lab = Lab::new(41);
+        lab.host("198.51.100.1");
+        let mut lan = LanId::INTERNET;
+        for n in 0..routers {
+            let prefix = format!("10.{n}.0.0/24").parse().unwrap();
+            lan = lab.net.add_lan(LanConfig::behind(NatConfig::full_cone(), prefix).within(lan)).unwrap();
+        }
+        let client = lab.net.add_host_on(lan).unwrap();
+        assert_eq!(lab.deliver(client, 9, at(ip("198.51.100.1"), 9)).is_some(), arrives);
+        assert_eq!(lab.net.drops().of(DropReason::TtlExpired), u64::from(!arrives));
+    }
+}
