@@ -11,6 +11,7 @@
 
 mod database;
 pub mod model;
+pub mod net;
 mod packet;
 pub mod scenario;
 mod streams;

@@ -148,7 +148,10 @@ impl World {
             let somebody = pick(&others, &mut malice.rng);
             match malice.kind {
                 HostileRelay::Flip => {
-                    let at = HEADER_LEN + malice.rng.next_u32() as usize % (raw.len() - HEADER_LEN);
+                    // The clear part tells more than the sealed one: source, destination, key, counter.
+                    let clear = malice.rng.next_u32().is_multiple_of(2);
+                    let room = if clear { data::PLAINTEXT_OFFSET } else { raw.len() } - HEADER_LEN;
+                    let at = HEADER_LEN + malice.rng.next_u32() as usize % room;
                     if let Some(byte) = raw.get_mut(at) {
                         *byte ^= 1 << (malice.rng.next_u32() % 8);
                     }
