@@ -9,7 +9,7 @@ use edgelink_auth::token::{Issuer, TokenKeys};
 use edgelink_control::{self as control, Control, ControlConfig, StoreOp};
 use edgelink_model::records::HostInfo;
 use edgelink_model::{NodeId, Now, ServerId, capabilities};
-use edgelink_node::{self as node, LinkId, Node, NodeConfig, PersistedState, PingId, Target};
+use edgelink_node::{self as node, LinkId, Node, NodeConfig, PathSettings, PersistedState, PingId, Target};
 use edgelink_relay::{self as relay, Relay, RelayConfig, RelayEvent};
 use edgelink_session::trust::Trust;
 use edgelink_wire::virtio;
@@ -251,6 +251,7 @@ impl World {
             trust: Trust::Tofu,
             psk: None,
             capabilities: capabilities::SUPER_PACKETS,
+            paths: PathSettings::default(),
         };
         let machine = MachineKey::from_seed(host.seed);
         host.node = Some(Node::new(config, machine, host.persisted.clone(), now, &mut self.rng));
