@@ -106,7 +106,7 @@ impl Node {
     /// Begins to announce our key to a peer, unless it has confirmed it or is being told already. Returns whether this
     /// was the beginning.
     pub(crate) fn announce_until_confirmed(&mut self, peer: NodeId, now: Now) -> bool {
-        if self.sessions.as_ref().is_none_or(|s| s.peer_confirmed(peer)) || self.data_link.is_none() {
+        if self.sessions.as_ref().is_none_or(|s| s.peer_confirmed(peer)) || self.relay_ways.is_empty() {
             return false;
         }
         let Some(state) = self.peers.get_mut(peer).map(|p| &mut p.announce) else { return false };
@@ -115,7 +115,7 @@ impl Node {
         }
         state.repeat = Some(FIRST_REPEAT);
         self.timers.set(Timer::Announce(peer), now.mono + FIRST_REPEAT);
-        self.send_announce(peer);
+        self.send_announce(peer, now);
         true
     }
 
@@ -130,7 +130,7 @@ impl Node {
         let next = (interval * 2).min(LAST_REPEAT);
         state.announce.repeat = Some(next);
         self.timers.set(Timer::Announce(peer), now.mono + next);
-        self.send_announce(peer);
+        self.send_announce(peer, now);
     }
 
     /// A relay is back or the key is new: peers that wait for our key get it now.
@@ -169,10 +169,12 @@ impl Node {
         }
         state.replied_at = Some(now.mono);
         if announce && !self.announce_until_confirmed(peer, now) {
-            self.send_announce(peer);
+            self.send_announce(peer, now);
         }
         let probe = Probe { path: 0, sent_us: self.micros(now) };
-        if let Err(reason) = self.send_sealed(peer, FrameType::P2pPing, Flags::default(), &[&probe.encode()], now) {
+        let Some(plan) = self.aside(peer, edgelink_wire::probe::LEN, now) else { return };
+        if let Err(reason) = self.send_sealed(peer, FrameType::P2pPing, Flags::default(), &[&probe.encode()], plan, now)
+        {
             tracing::trace!(%peer, ?reason, "no probe sent to a peer with a new key");
         }
     }
@@ -225,9 +227,16 @@ impl Node {
         }
     }
 
-    fn send_announce(&mut self, peer: NodeId) {
-        if let (Some(link), Some(announce)) = (self.data_link, self.own_announce(peer)) {
-            self.send(link, announce);
+    fn send_announce(&mut self, peer: NodeId, now: Now) {
+        let Some(announce) = self.own_announce(peer) else { return };
+        let Some(plan) = self.aside(peer, announce.len(), now) else { return };
+        for link in [Some(plan.first), plan.second]
+            .into_iter()
+            .flatten()
+            .filter_map(|way| self.link_of(way))
+            .collect::<Vec<_>>()
+        {
+            self.send(link, announce.clone());
         }
     }
 }

@@ -3,13 +3,10 @@
 use crate::control::{ip, printable};
 use crate::{Event, Identity, Interface, Network, Node};
 use edgelink_model::{NodeId, Now};
-use edgelink_session::{SessionConfig, SessionTable};
+use edgelink_session::{DEFAULT_WINDOW, SessionConfig, SessionTable};
 use edgelink_wire::control::proto;
 use ipnet::IpNet;
 use std::time::Duration;
-
-/// Least window per direction of a session, in packets (DESIGN §2: the default).
-const REPLAY_WINDOW: usize = 8192;
 
 impl Node {
     /// Who we are, from AUTH_RESPONSE. Sessions live on when it is the same node as before (DESIGN §10: a reconnecting
@@ -25,7 +22,7 @@ impl Node {
                 network_id: identity.network,
                 node_id: identity.node,
                 psk: self.config.psk.clone(),
-                window: REPLAY_WINDOW,
+                window: DEFAULT_WINDOW,
             }));
         }
         self.identity = Some(identity);
@@ -116,7 +113,10 @@ impl Node {
                 known.online = presence.online;
             }
             if let Some(peer) = self.peers.get_mut(NodeId(presence.node_id)) {
-                peer.online = presence.online;
+                let was_online = std::mem::replace(&mut peer.online, presence.online);
+                if presence.online && !was_online {
+                    self.retry_paths(NodeId(presence.node_id), now);
+                }
             }
         }
         if let Some(routes) = update.routes {
@@ -129,6 +129,7 @@ impl Node {
             self.set_relays(&relays.relays, now);
             self.latest.relays = relays.relays;
         }
+        self.apply_advice(&update.paths, now);
         if let Some(tokens) = update.tokens {
             self.latest.tokens = Some(tokens);
             self.refresh_relay_tokens(now);

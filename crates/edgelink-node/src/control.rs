@@ -235,6 +235,7 @@ impl Node {
             self.send(link, announce);
         }
         self.refresh_relay_tokens(now);
+        self.report_soon(now);
         self.ping_control(link, now, rng);
     }
 
@@ -350,7 +351,7 @@ impl Node {
                 self.hang_up(link, None);
             }
         }
-        self.data_link = None;
+        self.relay_ways.clear();
         self.identity = None;
         self.network = None;
         self.sessions = None;

@@ -1,9 +1,11 @@
 //! The packet path: TUN → seal in place → relay, and relay → open in place → TUN (DESIGN §2, §6).
 
 use crate::link::LinkId;
+use crate::paths::Plan;
 use crate::{Drop, Node};
 use edgelink_model::{NodeId, Now, ServerId, capabilities};
-use edgelink_session::{OpenError, SealError};
+use edgelink_path::{Hops, Way};
+use edgelink_session::OpenError;
 use edgelink_wire::virtio::{self, VirtioHeader};
 use edgelink_wire::{Flags, Frame, FrameMut, FrameType, HEADER_LEN, packet};
 
@@ -29,16 +31,18 @@ impl Node {
         }
         let peer = self.peers.by_address(ip.dst).ok_or(Drop::NoRoute)?;
         let bytes = packet.len();
+        let plan = self.plan(peer, bytes, now)?;
         if !header.is_gso() {
             virtio::complete_checksum(&header, packet).map_err(|_| Drop::NotIp)?;
-            self.send_sealed(peer, FrameType::Data, Flags::default(), &[packet], now)?;
-        } else if self.takes_super_packets(peer) && virtio::validate(&header, packet).is_ok() {
-            self.send_sealed(peer, FrameType::Data, Flags::SUPER_PACKET, &[header_bytes, packet], now)?;
+            self.send_sealed(peer, FrameType::Data, Flags::default(), &[packet], plan, now)?;
+        } else if self.takes_super_packets(peer) && !plan.hedging && virtio::validate(&header, packet).is_ok() {
+            self.send_sealed(peer, FrameType::Data, Flags::SUPER_PACKET, &[header_bytes, packet], plan, now)?;
         } else {
-            // The peer wants plain packets, or would refuse this one (it may not fit a frame): cut it here.
+            // The peer wants plain packets, or would refuse this one (it may not fit a frame), or two ways are used
+            // at once and one may be narrow: cut it here.
             let mut outcome = Ok(());
             virtio::segment(&header, packet, None, |segment| {
-                let sent = self.send_sealed(peer, FrameType::Data, Flags::default(), &[segment], now);
+                let sent = self.send_sealed(peer, FrameType::Data, Flags::default(), &[segment], plan, now);
                 outcome = outcome.and(sent);
             })
             .map_err(|_| Drop::NotIp)?;
@@ -53,36 +57,6 @@ impl Node {
     fn takes_super_packets(&self, peer: NodeId) -> bool {
         let peer = self.sessions.as_ref().map_or(0, |s| s.peer_capabilities(peer));
         peer & capabilities::SUPER_PACKETS != 0
-    }
-
-    /// Seals one frame into the data link's batch. Announces our key first when the peer has not confirmed it.
-    pub(crate) fn send_sealed(
-        &mut self,
-        peer: NodeId,
-        ty: FrameType,
-        flags: Flags,
-        parts: &[&[u8]],
-        now: Now,
-    ) -> Result<(), Drop> {
-        let link_id = self.data_link.ok_or(Drop::NoPath)?;
-        if let Some(state) = self.peers.get_mut(peer) {
-            state.last_tx = Some(now.mono);
-        }
-        let sessions = self.sessions.as_mut().ok_or(Drop::NoSession)?;
-        if !sessions.peer_confirmed(peer) {
-            self.announce_until_confirmed(peer, now);
-        }
-        let (sessions, links) = (self.sessions.as_mut().ok_or(Drop::NoSession)?, &mut self.links);
-        let link = links.get_mut(&link_id).ok_or(Drop::NoPath)?;
-        let mut sealer = sessions.sealer(peer).map_err(|_| Drop::NoSession)?;
-        link.push_frame(parts, |frame| {
-            sealer.seal(ty, flags, frame).map_err(|error| match error {
-                SealError::Frame(_) => Drop::TooLarge,
-                _ => Drop::NoSession,
-            })
-        })?;
-        self.writable(link_id);
-        Ok(())
     }
 
     pub(crate) fn handle_relay_message(
@@ -102,10 +76,12 @@ impl Node {
                 Ok(frame) => frame,
                 Err(error) => return self.relay_nonsense(id, link, &error, now, rng),
             };
+            let hops = if frame.flags.contains(Flags::LOCAL_ONLY) { Hops::One } else { Hops::Any };
+            let way = Way::Relay { relay: id, hops };
             let outcome = match FrameType::from_u8(frame.ty) {
-                Some(FrameType::Data) => self.receive_packet(frame, now, tun),
-                Some(FrameType::P2pPing) => self.receive_probe(frame, now, true),
-                Some(FrameType::P2pPong) => self.receive_probe(frame, now, false),
+                Some(FrameType::Data) => self.receive_packet(frame, way, now, tun),
+                Some(FrameType::P2pPing) => self.receive_probe(frame, way, now, true),
+                Some(FrameType::P2pPong) => self.receive_probe(frame, way, now, false),
                 Some(FrameType::KeyAnnounce) => {
                     self.handle_key_announce(frame.raw.get(HEADER_LEN..).unwrap_or_default(), now);
                     Ok(())
@@ -130,11 +106,12 @@ impl Node {
     fn receive_packet(
         &mut self,
         frame: FrameMut<'_>,
+        way: Way,
         now: Now,
         tun: &mut impl FnMut(&[u8], &[u8]),
     ) -> Result<(), Drop> {
         let super_packet = frame.flags.contains(Flags::SUPER_PACKET);
-        let (from, plaintext) = self.open(frame.raw, now)?;
+        let (from, plaintext) = self.open(frame.raw, way, now)?;
         let (header, packet): (&[u8], &[u8]) = if super_packet {
             let (header, packet) = plaintext.split_at_checked(virtio::LEN).ok_or(Drop::BadSuperPacket)?;
             let parsed = VirtioHeader::parse(header).ok_or(Drop::BadSuperPacket)?;
@@ -153,31 +130,39 @@ impl Node {
             return Err(Drop::ForeignDestination);
         }
         peer.rx_bytes += packet.len() as u64;
+        if peer.note_data(now.mono) {
+            self.report_soon(now);
+        }
         tun(header, packet);
         Ok(())
     }
 
-    fn receive_probe(&mut self, frame: FrameMut<'_>, now: Now, ping: bool) -> Result<(), Drop> {
-        let (from, plaintext) = self.open(frame.raw, now)?;
+    /// A probe is answered over the way that it came by: it proves both directions.
+    fn receive_probe(&mut self, frame: FrameMut<'_>, way: Way, now: Now, ping: bool) -> Result<(), Drop> {
+        let (from, plaintext) = self.open(frame.raw, way, now)?;
         if ping {
             let echo = plaintext.to_vec();
-            self.send_sealed(from, FrameType::P2pPong, Flags::default(), &[&echo], now)
+            let plan = Plan { first: way, second: None, hedging: false };
+            self.send_sealed(from, FrameType::P2pPong, Flags::default(), &[&echo], plan, now)
         } else {
             let probe = edgelink_wire::probe::Probe::parse(plaintext).map_err(|_| Drop::Malformed)?;
+            self.path_pong(from, probe, now);
             self.handle_pong(from, probe, now);
             Ok(())
         }
     }
 
     /// Authenticates one sealed frame; only then anything about its sender is believed.
-    fn open<'f>(&mut self, raw: &'f mut [u8], now: Now) -> Result<(NodeId, &'f [u8]), Drop> {
+    fn open<'f>(&mut self, raw: &'f mut [u8], way: Way, now: Now) -> Result<(NodeId, &'f [u8]), Drop> {
         let sessions = self.sessions.as_mut().ok_or(Drop::UnknownKey)?;
         match sessions.open(raw, now.mono) {
             Ok(opened) => {
                 let peer = self.peers.get_mut(opened.peer).ok_or(Drop::UnknownKey)?;
                 peer.last_rx = Some(now.mono);
                 peer.undeliverable = None;
-                Ok((opened.peer, opened.plaintext))
+                let (from, plaintext) = (opened.peer, opened.plaintext);
+                self.note_arrival(from, way, now);
+                Ok((from, plaintext))
             }
             Err(OpenError::UnknownKey { src } | OpenError::UnknownPeer { src }) => {
                 self.greet_stranger(src, now);

@@ -17,7 +17,9 @@ mod configure;
 mod control;
 mod data;
 mod drops;
+mod latency;
 mod link;
+mod paths;
 mod peers;
 mod persist;
 mod ping;
@@ -35,6 +37,7 @@ use drops::Drops;
 use edgelink_auth::MachineKey;
 use edgelink_model::records::HostInfo;
 use edgelink_model::{NetworkId, NodeId, Now, ServerId};
+use edgelink_path::RelayWay;
 use edgelink_session::SessionTable;
 use edgelink_session::trust::{PinStore, Trust};
 use edgelink_wire::control::proto;
@@ -62,6 +65,22 @@ pub struct NodeConfig {
     pub psk: Option<Zeroizing<[u8; 32]>>,
     /// Capability bits of our key statements ([`edgelink_model::capabilities`]).
     pub capabilities: u32,
+    /// How relays are used.
+    pub paths: PathSettings,
+}
+
+/// How relays are used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathSettings {
+    /// Time between two LATENCY_REPORTs, unless the controller wants another (specification §12.3: 30 s). Changes are
+    /// reported within a second in any case.
+    pub latency_report: Duration,
+}
+
+impl Default for PathSettings {
+    fn default() -> Self {
+        Self { latency_report: Duration::from_secs(30) }
+    }
 }
 
 /// What the shell must do.
@@ -97,8 +116,8 @@ pub enum Event {
         ping: PingId,
         /// Who answered.
         peer: NodeId,
-        /// Over which relay.
-        relay: ServerId,
+        /// The path that packets to it take now.
+        path: edgelink_api::local::Path,
         /// End to end.
         rtt: Duration,
     },
@@ -147,8 +166,11 @@ pub struct Node {
     relays: BTreeMap<ServerId, Relay>,
     links: BTreeMap<LinkId, Link>,
     next_link: u64,
-    /// The relay link that data takes now.
-    data_link: Option<LinkId>,
+    /// What the connected relays offer, the same for all peers.
+    relay_ways: Vec<RelayWay>,
+    report: latency::Report,
+    /// Names the last probe.
+    last_probe_us: u64,
     pings: ping::Pings,
     timers: Timers,
     drops: Drops,
@@ -182,7 +204,9 @@ impl Node {
             relays: BTreeMap::new(),
             links: BTreeMap::new(),
             next_link: 1,
-            data_link: None,
+            relay_ways: Vec::new(),
+            report: latency::Report::default(),
+            last_probe_us: 0,
             pings: ping::Pings::default(),
             timers: Timers::default(),
             drops: Drops::default(),
@@ -222,6 +246,10 @@ impl Node {
                 Timer::Relay(relay) => self.relay_timeout(relay, now, rng),
                 Timer::Announce(peer) => self.announce_timeout(peer, now),
                 Timer::Ping(ping) => self.pings.forget(ping),
+                Timer::Path(peer) => self.path_timeout(peer, now),
+                Timer::Window(peer) => self.window_timeout(peer, now),
+                Timer::Stall(link) => self.stall_timeout(link, now),
+                Timer::Report => self.report_timeout(now),
                 Timer::Rotate => self.rotate(now, rng),
             }
         }
@@ -239,6 +267,7 @@ impl Node {
     /// The connection ended or could not be made; `reason` is shown to the user.
     pub fn link_closed(&mut self, link: LinkId, reason: &str, now: Now, rng: &mut impl rand_core::Rng) {
         let Some(gone) = self.links.remove(&link) else { return };
+        self.timers.clear(Timer::Stall(link));
         match gone.target() {
             Target::Control => self.control_closed(reason, now, rng),
             Target::Relay { id, .. } => self.relay_closed(*id, reason, now, rng),

@@ -1,10 +1,12 @@
 //! One connection to the controller or a relay, and what waits to be written to it.
 
+use crate::timers::Timer;
 use crate::{Drop, Event, Node};
 use bytes::{Bytes, BytesMut};
-use edgelink_model::ServerId;
+use edgelink_model::{Now, ServerId};
 use edgelink_wire::data;
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// Name of one connection; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +37,8 @@ pub(crate) const MAX_QUEUE: usize = 1 << 20;
 const MAX_CONTROL_QUEUE: usize = MAX_QUEUE + (256 << 10);
 /// The shell stops reading the TUN while more than this waits: the kernel's own queue then drops fairly.
 const TUN_PAUSE: usize = 2 * MAX_BATCH;
+/// A full link that takes nothing for this long no longer stops the reading.
+const STALL: Duration = Duration::from_millis(300);
 
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -45,6 +49,14 @@ pub(crate) struct Link {
     data: VecDeque<BytesMut>,
     queued: usize,
     announced: bool,
+    /// Where the last frame begins in the last batch.
+    last_frame: usize,
+    /// Bytes taken by the shell so far.
+    taken: u64,
+    /// `taken` when the link was last found full.
+    taken_before: u64,
+    /// Full, and the shell takes nothing: it holds nobody up.
+    stalled: bool,
 }
 
 impl Link {
@@ -75,10 +87,22 @@ impl Link {
         batch.extend_from_slice(&[0; data::TAG_LEN]);
         let sealed = seal(batch.get_mut(start..).unwrap_or_default());
         match sealed {
-            Ok(()) => self.queued += len,
+            Ok(()) => {
+                self.queued += len;
+                self.last_frame = start;
+            }
             Err(_) => batch.truncate(start),
         }
         sealed
+    }
+
+    /// The frame that [`Self::push_frame`] has just queued.
+    pub(crate) fn last_frame(&self) -> &[u8] {
+        self.data.back().and_then(|batch| batch.get(self.last_frame..)).unwrap_or_default()
+    }
+
+    fn is_full(&self) -> bool {
+        self.queued >= TUN_PAUSE
     }
 }
 
@@ -93,6 +117,10 @@ impl Node {
             data: VecDeque::new(),
             queued: 0,
             announced: false,
+            last_frame: 0,
+            taken: 0,
+            taken_before: 0,
+            stalled: false,
         };
         self.links.insert(id, link);
         self.events.push_back(Event::Dial { link: id, target });
@@ -102,6 +130,7 @@ impl Node {
     /// Forgets a link and asks the shell to close it.
     pub(crate) fn hang_up(&mut self, id: LinkId, last: Option<Bytes>) {
         if self.links.remove(&id).is_some() {
+            self.timers.clear(Timer::Stall(id));
             self.events.push_back(Event::Close { link: id, last });
         }
     }
@@ -116,6 +145,29 @@ impl Node {
         link.queued += frames.len();
         link.control.push_back(frames);
         self.writable(id);
+    }
+
+    /// Data was queued.
+    pub(crate) fn queued(&mut self, id: LinkId, now: Now) {
+        if let Some(link) = self.links.get_mut(&id)
+            && link.is_full()
+            && !link.stalled
+            && !self.timers.is_set(Timer::Stall(id))
+        {
+            link.taken_before = link.taken;
+            self.timers.set(Timer::Stall(id), now.mono + STALL);
+        }
+        self.writable(id);
+    }
+
+    /// A full link that takes nothing must not keep the TUN from those that do: its path is dead or soon will be.
+    pub(crate) fn stall_timeout(&mut self, id: LinkId, now: Now) {
+        let Some(link) = self.links.get_mut(&id).filter(|link| link.is_full()) else { return };
+        link.stalled = link.taken == link.taken_before;
+        if !link.stalled {
+            link.taken_before = link.taken;
+            self.timers.set(Timer::Stall(id), now.mono + STALL);
+        }
     }
 
     /// Tells the shell, once until it asks, that there is something to write.
@@ -145,11 +197,15 @@ impl Node {
             },
         };
         link.queued = link.queued.saturating_sub(message.len());
+        link.taken += message.len() as u64;
+        link.stalled = false;
         Some(message)
     }
 
-    /// Whether the shell should go on reading the TUN.
+    /// Whether the shell should go on reading the TUN. Look again after each [`Node::poll_transmit`] and
+    /// [`Node::handle_timeout`].
     pub fn wants_tun(&self) -> bool {
-        self.data_link.and_then(|id| self.links.get(&id)).is_none_or(|link| link.queued < TUN_PAUSE)
+        let holds_up = |link: &Link| link.is_full() && !link.stalled && link.target != Target::Control;
+        !self.links.values().any(holds_up)
     }
 }

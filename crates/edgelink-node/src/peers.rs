@@ -2,13 +2,18 @@
 
 use crate::announce::Announce;
 use crate::control::{ip, printable};
+use crate::timers::Timer;
 use crate::{Drop, Node};
 use edgelink_auth::{MachinePublic, SignedStatement};
 use edgelink_model::{NodeId, Now};
+use edgelink_path::{Advice, Arrivals, PeerPaths};
 use edgelink_wire::control::proto;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// LATENCY_REPORT lists the peers with data in this time (DESIGN §1).
+const TALKING: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 pub(crate) struct Peers {
@@ -32,7 +37,13 @@ pub(crate) struct Peer {
     pub(crate) last_tx: Option<Instant>,
     pub(crate) rx_bytes: u64,
     pub(crate) tx_bytes: u64,
-    pub(crate) rtt: Option<std::time::Duration>,
+    /// When data last went either way.
+    pub(crate) last_data: Option<Instant>,
+    /// The controller's best path.
+    pub(crate) advice: Option<Advice>,
+    /// Made by the first packet, and kept: without traffic it costs memory (at most 4 KiB) and nothing else.
+    pub(crate) paths: Option<Box<PeerPaths>>,
+    pub(crate) arrivals: Arrivals,
 }
 
 impl Peers {
@@ -173,7 +184,9 @@ impl Node {
 
     pub(crate) fn remove_peer(&mut self, id: NodeId) {
         self.peers.remove(id);
-        self.timers.clear(crate::timers::Timer::Announce(id));
+        for timer in [Timer::Announce(id), Timer::Path(id), Timer::Window(id)] {
+            self.timers.clear(timer);
+        }
         if let Some(sessions) = &mut self.sessions {
             sessions.remove_peer(id);
         }
@@ -219,7 +232,22 @@ impl Peer {
             last_tx: None,
             rx_bytes: 0,
             tx_bytes: 0,
-            rtt: None,
+            last_data: None,
+            advice: None,
+            paths: None,
+            arrivals: Arrivals::default(),
         }
+    }
+
+    /// Data went either way. Returns `true` when it is the first in a while.
+    pub(crate) fn note_data(&mut self, now: Instant) -> bool {
+        let was_active = self.has_data(now);
+        self.last_data = Some(now);
+        !was_active
+    }
+
+    /// Whether data went either way within [`TALKING`].
+    pub(crate) fn has_data(&self, now: Instant) -> bool {
+        self.last_data.is_some_and(|at| now.saturating_duration_since(at) < TALKING)
     }
 }

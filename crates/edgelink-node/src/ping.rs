@@ -1,9 +1,10 @@
 //! `edgelink ping`: sealed probes, end to end, over the path that data takes (DESIGN §7).
 
 use crate::timers::Timer;
-use crate::{Event, Node};
-use edgelink_model::{NodeId, Now, ServerId};
-use edgelink_wire::probe::Probe;
+use crate::{Drop, Event, Node};
+use edgelink_model::{NodeId, Now};
+use edgelink_path::PathId;
+use edgelink_wire::probe::{self, Probe};
 use edgelink_wire::{Flags, FrameType};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -41,7 +42,6 @@ pub enum PingError {
 pub(crate) struct Pings {
     /// By the probe's time, which is unique.
     waiting: BTreeMap<u64, (PingId, NodeId)>,
-    last: u64,
 }
 
 impl Pings {
@@ -82,17 +82,24 @@ impl Node {
     /// # Errors
     /// When it could not be sent.
     pub fn ping(&mut self, peer: NodeId, timeout: Duration, now: Now) -> Result<PingId, PingError> {
-        let sent_us = self.micros(now).max(self.pings.last + 1);
-        let probe = Probe { path: self.data_relay().map_or(0, |r| r.message.id), sent_us };
         let name = self.peers.get(peer).map_or_else(|| peer.to_string(), |p| p.name.clone());
-        self.send_sealed(peer, FrameType::P2pPing, Flags::default(), &[&probe.encode()], now).map_err(|reason| {
-            match reason {
-                crate::Drop::NoPath => PingError::NoPath,
-                crate::Drop::QueueFull => PingError::QueueFull,
-                _ => PingError::NoSession(name),
-            }
-        })?;
-        self.pings.last = sent_us;
+        let words = |reason| match reason {
+            Drop::NoPath => PingError::NoPath,
+            Drop::QueueFull => PingError::QueueFull,
+            _ => PingError::NoSession(name.clone()),
+        };
+        let plan = self.plan(peer, probe::LEN, now).map_err(words)?;
+        let sent_us = self.probe_time(now);
+        let path = self.peers.get(peer).and_then(|p| self.path_view(p)).map_or(PathId(0), |view| view.path);
+        let message = Probe { path: path.0, sent_us }.encode();
+        self.send_sealed(peer, FrameType::P2pPing, Flags::default(), &[&message], plan, now).map_err(words)?;
+        // Over one way only it is as good a probe as any.
+        if plan.second.is_none()
+            && let Some(paths) = self.peers.get_mut(peer).and_then(|p| p.paths.as_mut())
+        {
+            paths.probe_sent(path, sent_us, now.mono);
+            self.arm_path(peer);
+        }
         let id = PingId(sent_us);
         self.pings.waiting.insert(sent_us, (id, peer));
         self.timers.set(Timer::Ping(id), now.mono + timeout);
@@ -107,9 +114,6 @@ impl Node {
         self.pings.waiting.remove(&probe.sent_us);
         self.timers.clear(Timer::Ping(ping));
         let rtt = Duration::from_micros(self.micros(now).saturating_sub(probe.sent_us));
-        if let Some(peer) = self.peers.get_mut(peer) {
-            peer.rtt = Some(rtt);
-        }
-        self.events.push_back(Event::Pong { ping, peer, relay: ServerId(probe.path), rtt });
+        self.events.push_back(Event::Pong { ping, peer, path: self.path_to(peer), rtt });
     }
 }

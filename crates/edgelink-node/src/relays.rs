@@ -6,7 +6,7 @@ use crate::link::{LinkId, Target};
 use crate::timers::Timer;
 use crate::{Drop, Node};
 use edgelink_auth::challenge;
-use edgelink_model::{Now, ServerId};
+use edgelink_model::{ErrorCode, NodeId, Now, ServerId};
 use edgelink_wire::control::{ControlMessage, Reassembler, proto};
 use edgelink_wire::ping::Ping;
 use edgelink_wire::{Frame, FrameType, WireError};
@@ -14,8 +14,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 const HANDSHAKE: Duration = Duration::from_secs(20);
-/// A relay must be faster by at least this to be chosen over a living one.
-const MIN_GAIN: Duration = Duration::from_millis(10);
+/// A relay over which PONGs of peers are missing must say something itself within this time, or four round trips.
+const CHECK: Duration = Duration::from_secs(2);
 /// Weight of a new sample in the smoothed round trip, as in RFC 6298.
 const SMOOTHING: u32 = 8;
 
@@ -28,6 +28,8 @@ pub(crate) struct Relay {
     reassembler: Reassembler,
     last_received: Option<Instant>,
     ping_seq: u32,
+    /// It is being asked, since then, whether it is alive.
+    checked_at: Option<Instant>,
     pub(crate) rtt: Option<Duration>,
     pub(crate) problem: Option<String>,
 }
@@ -51,6 +53,7 @@ impl Relay {
             reassembler: Reassembler::new(),
             last_received: None,
             ping_seq: 0,
+            checked_at: None,
             rtt: None,
             problem: None,
         }
@@ -62,6 +65,17 @@ impl Relay {
 
     pub(crate) fn connected(&self) -> bool {
         self.phase == Phase::Ready
+    }
+
+    /// Whether nothing was heard for too long: since it was asked, or at all.
+    fn is_silent(&self, now: Instant) -> bool {
+        let Some(heard) = self.last_received else { return true };
+        let unanswered = self.checked_at.is_some_and(|asked| heard < asked && now >= asked + self.patience());
+        unanswered || now.saturating_duration_since(heard) >= SILENCE
+    }
+
+    fn patience(&self) -> Duration {
+        self.rtt.map_or(CHECK, |rtt| (rtt * 4).clamp(CHECK, SILENCE))
     }
 }
 
@@ -84,7 +98,7 @@ impl Node {
                 relay.message = message.clone();
             }
         }
-        self.choose_data_link();
+        self.relays_changed(now);
     }
 
     fn leave_relay(&mut self, id: ServerId) {
@@ -119,18 +133,19 @@ impl Node {
         relay.link = None;
         relay.phase = Phase::Down;
         relay.rtt = None;
+        relay.checked_at = None;
         relay.problem = Some(reason.to_owned());
         let wait = relay.backoff.next(now.mono, rng);
         tracing::debug!(relay = relay.message.name, reason, ?wait, "relay connection closed");
         self.timers.set(Timer::Relay(id), now.mono + wait);
-        self.choose_data_link();
+        self.relays_changed(now);
     }
 
     /// The one timer of a relay: what it means depends on the phase.
     pub(crate) fn relay_timeout(&mut self, id: ServerId, now: Now, rng: &mut impl rand_core::Rng) {
         let has_token = !self.relay_token().is_empty();
         let Some(relay) = self.relays.get_mut(&id) else { return };
-        let silent = relay.last_received.is_none_or(|at| now.mono.saturating_duration_since(at) >= SILENCE);
+        let silent = relay.is_silent(now.mono);
         match (relay.link, relay.phase) {
             (None, _) if has_token => {
                 let message = &relay.message;
@@ -189,7 +204,11 @@ impl Node {
                 tracing::debug!(code = error.code, about = error.about_node, message, "ERROR from a relay");
                 let refused = (1001..=1003).contains(&error.code);
                 if phase == Phase::Ready && !refused {
-                    self.peers.note_undeliverable(edgelink_model::NodeId(error.about_node), &message);
+                    let undeliverable =
+                        [ErrorCode::NodeNotFound, ErrorCode::NodeOffline].map(|code| u32::from(code.as_u16()));
+                    if undeliverable.contains(&error.code) {
+                        self.apply_undeliverable(id, NodeId(error.about_node), &message, now);
+                    }
                 } else {
                     // On a living connection the controller's own word comes about now: only a token that is refused
                     // again is renewed.
@@ -234,9 +253,26 @@ impl Node {
             relay.problem = None;
             relay.backoff.connected(now.mono);
         }
-        self.choose_data_link();
+        self.relays_changed(now);
         self.ping_relay(id, link, now, rng);
         self.announce_to_active_peers(now);
+    }
+
+    /// PONGs of a peer are missing over this relay: is it the relay? A connection through which nothing passes is found
+    /// and replaced in seconds this way, not when a proxy gives it up.
+    pub(crate) fn check_relay(&mut self, id: ServerId, now: Now) {
+        let sent_us = self.micros(now);
+        let Some(relay) = self.relays.get_mut(&id).filter(|relay| relay.connected()) else { return };
+        let (Some(link), Some(heard)) = (relay.link, relay.last_received) else { return };
+        if relay.checked_at.is_some_and(|asked| heard < asked) || now.mono == heard {
+            return;
+        }
+        relay.checked_at = Some(now.mono);
+        relay.ping_seq = relay.ping_seq.wrapping_add(1);
+        let ping = Ping { sent_us, seq: relay.ping_seq };
+        let at = now.mono + relay.patience();
+        self.send(link, ping.encode(FrameType::Ping).to_vec());
+        self.timers.set_earlier(Timer::Relay(id), at);
     }
 
     fn ping_relay(&mut self, id: ServerId, link: LinkId, now: Now, rng: &mut impl rand_core::Rng) {
@@ -254,8 +290,10 @@ impl Node {
         let Some(relay) = self.relays.get_mut(&id) else { return };
         if pong.seq == relay.ping_seq {
             let sample = Duration::from_micros(now_us.saturating_sub(pong.sent_us));
-            relay.rtt = Some(relay.rtt.map_or(sample, |rtt| (rtt * (SMOOTHING - 1) + sample) / SMOOTHING));
-            self.choose_data_link();
+            let rtt = relay.rtt.map_or(sample, |rtt| (rtt * (SMOOTHING - 1) + sample) / SMOOTHING);
+            relay.rtt = Some(rtt);
+            self.note_relay_rtt(id, rtt, now);
+            self.relays_changed(now);
         }
     }
 
@@ -308,28 +346,6 @@ impl Node {
             }
             _ => false,
         }
-    }
-
-    /// Data takes the connected relay with the lowest round trip; one without a measurement counts last, not first. A
-    /// living relay is left only for one that is better by max(10 ms, 20 %) (DESIGN §5).
-    pub(crate) fn choose_data_link(&mut self) {
-        let rtt = |r: &Relay| r.rtt.unwrap_or(Duration::MAX);
-        let connected = self.relays.values().filter(|r| r.connected());
-        let Some(best) = connected.min_by_key(|r| (rtt(r), r.message.id)) else {
-            self.data_link = None;
-            return;
-        };
-        let current = self.data_relay().filter(|r| r.connected()).map(rtt);
-        let worth_it = current.is_none_or(|now| rtt(best).saturating_add(MIN_GAIN.max(now / 5)) <= now);
-        if worth_it {
-            self.data_link = best.link;
-        }
-    }
-
-    /// The relay behind the present data link.
-    pub(crate) fn data_relay(&self) -> Option<&Relay> {
-        let link = self.data_link?;
-        self.relays.values().find(|r| r.link == Some(link))
     }
 
     fn relay_token(&self) -> String {

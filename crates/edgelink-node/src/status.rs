@@ -4,7 +4,8 @@ use crate::control::Phase;
 use crate::peers::Peer;
 use crate::{Node, control};
 use edgelink_api::local::{ControllerLink, DaemonState, Nat, Path, PathKind, Peer as PeerStatus, Relay, Route, Status};
-use edgelink_model::{NodeId, Now, ServerId};
+use edgelink_model::{NodeId, Now};
+use edgelink_path::Standing;
 use std::time::{Duration, Instant};
 
 /// A peer is talked with while packets went either way within this time.
@@ -101,20 +102,20 @@ impl Node {
 
     fn one_peer(&self, id: NodeId, peer: &Peer, now: Now) -> PeerStatus {
         let has_session = self.sessions.as_ref().is_some_and(|s| s.has_peer(id));
-        let relay = self.data_relay().filter(|_| has_session);
+        let path = self.path(peer);
         let reason = match (&peer.refused, &peer.undeliverable, has_session) {
             (Some(refused), _, _) => Some(refused.clone()),
             (None, Some(undeliverable), _) if !peer.online => Some(undeliverable.clone()),
             (None, _, false) => Some("it has not announced a key yet".to_owned()),
-            (None, _, true) if relay.is_none() => Some("no relay is connected".to_owned()),
-            _ => None,
+            (None, _, true) if path.kind == PathKind::None => Some("no relay is connected".to_owned()),
+            (None, _, true) => self.path_problem(peer, now),
         };
         PeerStatus {
             node_id: id,
             name: peer.name.clone(),
             addresses: peer.addresses.clone(),
             online: peer.online,
-            path: self.path(relay.map(|r| ServerId(r.message.id)), peer),
+            path: if has_session { path } else { Path::default() },
             reason,
             last_rx_ms: peer
                 .last_rx
@@ -126,17 +127,27 @@ impl Node {
 
     /// The path that packets to `peer` take, for ping replies.
     pub fn path_to(&self, peer: NodeId) -> Path {
-        let relay = self.data_relay().map(|r| ServerId(r.message.id));
-        self.peers.get(peer).map(|p| self.path(relay, p)).unwrap_or_default()
+        self.peers.get(peer).map(|p| self.path(p)).unwrap_or_default()
     }
 
-    fn path(&self, relay: Option<ServerId>, peer: &Peer) -> Path {
+    fn path(&self, peer: &Peer) -> Path {
+        let Some(view) = self.path_view(peer) else { return Path::default() };
         Path {
-            kind: if relay.is_some() { PathKind::Relay } else { PathKind::None },
-            relay_id: relay,
-            via_relay_id: None,
+            kind: if view.mesh { PathKind::Mesh } else { PathKind::Relay },
+            relay_id: view.way.relay(),
+            via_relay_id: view.via,
             endpoint: None,
-            rtt_ms: peer.rtt.map(millis),
+            rtt_ms: view.rtt.map(millis),
+        }
+    }
+
+    /// What is wrong with the path in use.
+    fn path_problem(&self, peer: &Peer, now: Now) -> Option<String> {
+        let paths = peer.paths.as_ref().filter(|paths| !paths.is_asleep(now.mono))?;
+        match paths.view()?.standing {
+            Standing::Alive | Standing::Unproved => None,
+            Standing::Doubted => Some("answers are missing over this path".to_owned()),
+            Standing::Dead => Some("no path answers".to_owned()),
         }
     }
 

@@ -4,6 +4,7 @@ use edgelink_model::{NodeId, ServerId};
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
+use crate::link::LinkId;
 use crate::ping::PingId;
 
 /// Why the node wants to be woken.
@@ -17,6 +18,14 @@ pub(crate) enum Timer {
     Announce(NodeId),
     /// Give up an overlay ping.
     Ping(PingId),
+    /// Probe the paths to a peer, or conclude that PONGs are missing.
+    Path(NodeId),
+    /// A peer's replay window may shrink again.
+    Window(NodeId),
+    /// See whether a full link still takes messages.
+    Stall(LinkId),
+    /// Tell the controller our latencies.
+    Report,
     /// Make a new node key.
     Rotate,
 }
@@ -33,6 +42,17 @@ impl Timers {
             self.due.remove(&(old, timer));
         }
         self.due.insert((at, timer));
+    }
+
+    /// Sets a timer unless it is due earlier anyway.
+    pub(crate) fn set_earlier(&mut self, timer: Timer, at: Instant) {
+        if self.at.get(&timer).is_none_or(|old| at < *old) {
+            self.set(timer, at);
+        }
+    }
+
+    pub(crate) fn is_set(&self, timer: Timer) -> bool {
+        self.at.contains_key(&timer)
     }
 
     pub(crate) fn clear(&mut self, timer: Timer) {

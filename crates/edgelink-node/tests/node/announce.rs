@@ -24,6 +24,7 @@ fn announce_times(seen: &[(Duration, Seen)]) -> Vec<u64> {
 fn the_key_goes_first_and_is_repeated_until_it_is_confirmed() {
     let mut peer = Peer::new();
     let mut world = World::joined(&peer);
+    world.lively = true;
     let relay = world.relay();
     let seen = send_packet(&mut world);
     assert!(
@@ -49,6 +50,7 @@ fn the_key_goes_first_and_is_repeated_until_it_is_confirmed() {
 fn announces_to_a_peer_that_nobody_talks_with_end() {
     let peer = Peer::new();
     let mut world = World::joined(&peer);
+    world.lively = true;
     send_packet(&mut world);
     let keep_relay_alive = |world: &mut World| {
         let ping = edgelink_wire::ping::Ping { sent_us: 0, seq: 0 }.encode(FrameType::Ping);
@@ -342,6 +344,7 @@ fn a_rotation_is_on_disk_before_anybody_hears_of_it() {
 fn a_rotation_begins_the_announces_anew() {
     let peer = Peer::new();
     let mut world = World::joined(&peer);
+    world.lively = true;
     send_packet(&mut world);
     // Deep in the back-off of the first key.
     world.advance(Duration::from_secs(16));

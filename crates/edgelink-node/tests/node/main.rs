@@ -13,6 +13,7 @@ mod control;
 mod data;
 mod garbage;
 mod packets;
+mod paths;
 mod persist;
 mod relays;
 mod trust;

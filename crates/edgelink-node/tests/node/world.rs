@@ -4,7 +4,7 @@ pub(crate) use crate::packets::*;
 use edgelink_auth::{KeyStatement, MachineKey, NodeKey, SignedStatement};
 use edgelink_model::records::HostInfo;
 use edgelink_model::{NetworkId, NodeId, Now, capabilities};
-use edgelink_node::{Event, Interface, LinkId, Node, NodeConfig, PersistedState, PingId, Target};
+use edgelink_node::{Event, Interface, LinkId, Node, NodeConfig, PathSettings, PersistedState, PingId, Target};
 use edgelink_session::trust::Trust;
 use edgelink_session::{OpenError, SessionConfig, SessionTable};
 use edgelink_wire::control::{ControlMessage, Reassembler, encode, proto};
@@ -65,6 +65,8 @@ pub(crate) struct World {
     pub(crate) tun: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) control: Option<LinkId>,
     pub(crate) relay: Option<LinkId>,
+    /// Controller and relays answer the node's PINGs at once.
+    pub(crate) lively: bool,
     /// The last statement that the node told anybody.
     pub(crate) announced: Option<KeyAnnounce>,
     reassemblers: BTreeMap<LinkId, Reassembler>,
@@ -109,6 +111,7 @@ impl World {
             trust: setup.trust,
             psk: None,
             capabilities: setup.capabilities,
+            paths: PathSettings::default(),
         };
         let now = Now { mono: start, unix_ms: START_MS.saturating_add_signed(setup.skew_ms) };
         let node = Node::new(config, machine(1), setup.persisted, now, &mut rng);
@@ -122,6 +125,7 @@ impl World {
             tun: Vec::new(),
             control: None,
             relay: None,
+            lively: false,
             announced: None,
             reassemblers: BTreeMap::new(),
         }
@@ -300,6 +304,7 @@ impl World {
     /// Drains events as a shell does; what a link is reported writable for is written at once.
     pub(crate) fn events(&mut self) -> Vec<Seen> {
         let mut seen = Vec::new();
+        let mut asked = Vec::new();
         while let Some(event) = self.node.poll_event() {
             match event {
                 Event::Dial { link, target } => seen.push(Seen::Dial(link, target)),
@@ -310,6 +315,11 @@ impl World {
                         for sent in decode(reassembler, &message) {
                             if let Sent::Announce(announce) = &sent {
                                 self.announced = Some(announce.clone());
+                            }
+                            if let Sent::Ping(ping) = sent
+                                && self.lively
+                            {
+                                asked.push((link, ping));
                             }
                             seen.push(Seen::Sent(link, sent));
                         }
@@ -324,6 +334,13 @@ impl World {
                 Event::Pong { ping, peer, rtt, .. } => seen.push(Seen::Pong(ping, peer, rtt)),
             }
         }
+        if asked.is_empty() {
+            return seen;
+        }
+        for (link, ping) in asked {
+            self.deliver_raw(link, &ping.encode(FrameType::Pong));
+        }
+        seen.extend(self.events());
         seen
     }
 

@@ -3,7 +3,7 @@
 use super::*;
 use edgelink_model::capabilities;
 use edgelink_model::records::HostInfo;
-use edgelink_node::{NodeConfig, PersistedState, Target};
+use edgelink_node::{NodeConfig, PathSettings, PersistedState, Target};
 use edgelink_session::trust::Trust;
 use zeroize::Zeroizing;
 
@@ -123,6 +123,7 @@ impl World {
             trust: Trust::Tofu,
             psk: None,
             capabilities: capabilities::SUPER_PACKETS,
+            paths: PathSettings::default(),
         };
         let machine = MachineKey::from_seed(host.seed);
         host.node = Some(Node::new(config, machine, host.persisted.clone(), now, &mut host.rng));

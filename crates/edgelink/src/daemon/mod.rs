@@ -11,7 +11,7 @@ use edgelink_api::local::{DaemonState, LocalError, LocalErrorKind, Status, UpReq
 use edgelink_config::{ClientConfig, Config as _, Env, WsUrl};
 use edgelink_model::records::HostInfo;
 use edgelink_model::{Now, capabilities};
-use edgelink_node::NodeConfig;
+use edgelink_node::{NodeConfig, PathSettings};
 use edgelink_os::{host, privileges};
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
@@ -224,6 +224,7 @@ impl Daemon {
             trust: links::trust(&self.config.trust)?,
             psk: None,
             capabilities: if tun.offload() { capabilities::SUPER_PACKETS } else { 0 },
+            paths: PathSettings { latency_report: self.config.relay.latency_report_interval_seconds.duration() },
         };
         let config = TunnelConfig { node, controller: url.to_string(), dialer, tun };
         let tunnel = Tunnel::start(config, self.state.machine_key()?, Arc::clone(&self.state))?;

@@ -254,6 +254,8 @@ impl Tunnel {
                     self.node.borrow_mut().handle_timeout(now(), &mut os_rng());
                     // Even an unchanged deadline must be looked at again.
                     self.armed.set(None);
+                    // A full link may have been found to be dead.
+                    self.drained.notify_one();
                     self.pump();
                 }
                 () = self.rearm.notified() => {}

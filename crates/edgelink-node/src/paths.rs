@@ -1,0 +1,343 @@
+//! Which way frames to a peer take, and the probes that tell (DESIGN §5); [`edgelink_path`] decides, this feeds it.
+
+use crate::link::LinkId;
+use crate::peers::Peer;
+use crate::timers::Timer;
+use crate::{Drop, Node};
+use edgelink_model::{NodeId, Now, ServerId};
+use edgelink_path::{Advice, Hops, PathId, PeerPaths, RelayWay, View, Way};
+use edgelink_session::{DEFAULT_WINDOW, MAX_WINDOW, SealError};
+use edgelink_wire::control::proto;
+use edgelink_wire::probe::Probe;
+use edgelink_wire::{Flags, FrameType, data};
+use std::time::{Duration, Instant};
+
+/// Where one packet goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) first: Way,
+    /// The same sealed bytes again.
+    pub(crate) second: Option<Way>,
+    /// The path is in doubt: packets should be small.
+    pub(crate) hedging: bool,
+}
+
+impl Node {
+    /// Where the next packet of the user to `peer` goes. The first one after a pause starts the probing.
+    pub(crate) fn plan(&mut self, peer: NodeId, bytes: usize, now: Now) -> Result<Plan, Drop> {
+        if self.relay_ways.is_empty() {
+            return Err(Drop::NoPath);
+        }
+        if !self.sessions.as_ref().is_some_and(|s| s.has_peer(peer)) {
+            return Err(Drop::NoSession);
+        }
+        let state = self.peers.get_mut(peer).ok_or(Drop::NoRoute)?;
+        state.last_tx = Some(now.mono);
+        let paths = match &mut state.paths {
+            Some(paths) => {
+                if paths.is_asleep(now.mono) {
+                    paths.set_relays(&self.relay_ways, now.mono);
+                }
+                paths
+            }
+            none => {
+                let mut paths = PeerPaths::new();
+                paths.set_advice(state.advice, now.mono);
+                paths.set_relays(&self.relay_ways, now.mono);
+                none.insert(Box::new(paths))
+            }
+        };
+        let sending = paths.send(bytes, now.mono);
+        let hedging = paths.is_hedging();
+        if sending.woken {
+            // The probes go out after the packet: nobody waits for them.
+            self.timers.set(Timer::Path(peer), now.mono);
+        }
+        if state.note_data(now.mono) {
+            self.report_soon(now);
+        }
+        let first = sending.first.ok_or(Drop::NoPath)?;
+        Ok(Plan { first, second: sending.second, hedging })
+    }
+
+    /// Where anything else goes: it starts nothing.
+    pub(crate) fn aside(&mut self, peer: NodeId, bytes: usize, now: Now) -> Option<Plan> {
+        let state = self.peers.get_mut(peer)?;
+        if let Some(paths) = &mut state.paths {
+            let (first, second) = paths.aside(bytes, now.mono);
+            return first.map(|first| Plan { first, second, hedging: paths.is_hedging() });
+        }
+        let first = prospect(&self.relay_ways, state.advice, now.mono)?.way;
+        Some(Plan { first, second: None, hedging: false })
+    }
+
+    /// Seals one frame and queues it as planned. Announces our key first when the peer has not confirmed it.
+    pub(crate) fn send_sealed(
+        &mut self,
+        peer: NodeId,
+        ty: FrameType,
+        flags: Flags,
+        parts: &[&[u8]],
+        plan: Plan,
+        now: Now,
+    ) -> Result<(), Drop> {
+        let first = self.link_of(plan.first);
+        let second = plan.second.and_then(|way| self.link_of(way).map(|link| (link, way)));
+        if first.is_none() && second.is_none() {
+            return Err(Drop::NoPath);
+        }
+        if !self.sessions.as_ref().ok_or(Drop::NoSession)?.peer_confirmed(peer) {
+            self.announce_until_confirmed(peer, now);
+        }
+        if ty != FrameType::Data {
+            // Signalling overtakes data, here as in the relays.
+            let mut frame = self.seal(peer, ty, flags, parts)?;
+            for (link, way) in first.map(|link| (link, plan.first)).into_iter().chain(second) {
+                set_local_only(&mut frame, way);
+                self.send(link, frame.clone());
+            }
+            return Ok(());
+        }
+        let mut outcome = Err(Drop::NoPath);
+        if let Some(link) = first {
+            outcome = self.seal_into(link, plan.first, peer, flags, parts, now);
+        }
+        let Some((link, way)) = second else { return outcome };
+        match (outcome, first) {
+            (Ok(()), Some(first)) => {
+                // The second copy may be lost without harm, the first one not.
+                let _ = self.copy_last(first, link, way, now);
+                Ok(())
+            }
+            // A connection through which nothing passes is soon full: that must not stop what goes the other way.
+            _ => self.seal_into(link, way, peer, flags, parts, now),
+        }
+    }
+
+    /// One sealed frame in a buffer of its own.
+    fn seal(&mut self, peer: NodeId, ty: FrameType, flags: Flags, parts: &[&[u8]]) -> Result<Vec<u8>, Drop> {
+        let sessions = self.sessions.as_mut().ok_or(Drop::NoSession)?;
+        let mut frame = vec![0; data::PLAINTEXT_OFFSET];
+        parts.iter().for_each(|part| frame.extend_from_slice(part));
+        frame.extend_from_slice(&[0; data::TAG_LEN]);
+        let mut sealer = sessions.sealer(peer).map_err(|_| Drop::NoSession)?;
+        sealer.seal(ty, flags, &mut frame).map_err(not_sealed)?;
+        Ok(frame)
+    }
+
+    /// Seals a DATA frame in place in a link's batch.
+    fn seal_into(
+        &mut self,
+        link_id: LinkId,
+        way: Way,
+        peer: NodeId,
+        flags: Flags,
+        parts: &[&[u8]],
+        now: Now,
+    ) -> Result<(), Drop> {
+        let sessions = self.sessions.as_mut().ok_or(Drop::NoSession)?;
+        let link = self.links.get_mut(&link_id).ok_or(Drop::NoPath)?;
+        let mut sealer = sessions.sealer(peer).map_err(|_| Drop::NoSession)?;
+        link.push_frame(parts, |frame| {
+            sealer.seal(FrameType::Data, flags, frame).map_err(not_sealed)?;
+            set_local_only(frame, way);
+            Ok(())
+        })?;
+        self.queued(link_id, now);
+        Ok(())
+    }
+
+    /// Queues the frame that was last queued for `from` for `to` as well, with that way's *local only* flag.
+    fn copy_last(&mut self, from: LinkId, to: LinkId, way: Way, now: Now) -> Result<(), Drop> {
+        if from == to {
+            return Ok(());
+        }
+        let frame = self.links.get(&from).map(|link| link.last_frame().to_vec()).ok_or(Drop::NoPath)?;
+        let text = frame.get(data::PLAINTEXT_OFFSET..frame.len().saturating_sub(data::TAG_LEN)).unwrap_or_default();
+        let link = self.links.get_mut(&to).ok_or(Drop::NoPath)?;
+        link.push_frame(&[text], |copy| {
+            copy.copy_from_slice(&frame);
+            set_local_only(copy, way);
+            Ok(())
+        })?;
+        self.queued(to, now);
+        Ok(())
+    }
+
+    /// The connection that a way begins with.
+    pub(crate) fn link_of(&self, way: Way) -> Option<LinkId> {
+        let relay = self.relays.get(&way.relay()?)?;
+        relay.link().filter(|_| relay.connected())
+    }
+
+    /// Relays have come or gone, or are nearer or farther than they were.
+    pub(crate) fn relays_changed(&mut self, now: Now) {
+        let several = self.relays.len() > 1;
+        let mut ways = Vec::new();
+        for (id, relay) in self.relays.iter().filter(|(_, relay)| relay.connected()) {
+            // The other leg is taken to be as long as ours.
+            let expected = relay.rtt.map(|rtt| rtt * 2);
+            ways.push(RelayWay { relay: *id, hops: Hops::Any, expected });
+            if several {
+                ways.push(RelayWay { relay: *id, hops: Hops::One, expected });
+            }
+        }
+        let same = |a: &RelayWay, b: &RelayWay| (a.relay, a.hops) == (b.relay, b.hops);
+        let set_changed =
+            ways.len() != self.relay_ways.len() || !ways.iter().zip(&self.relay_ways).all(|(a, b)| same(a, b));
+        self.relay_ways = ways;
+        if set_changed {
+            self.report_soon(now);
+        }
+        let concerned = |peer: &Peer| peer.paths.as_ref().is_some_and(|p| set_changed || !p.is_asleep(now.mono));
+        let peers: Vec<NodeId> = self.peers.iter().filter(|(_, p)| concerned(p)).map(|(id, _)| id).collect();
+        for peer in peers {
+            if let Some(paths) = self.peers.get_mut(peer).and_then(|p| p.paths.as_mut()) {
+                paths.set_relays(&self.relay_ways, now.mono);
+            }
+            self.arm_path(peer);
+        }
+    }
+
+    /// The controller's best paths (specification §5.3).
+    pub(crate) fn apply_advice(&mut self, paths: &[proto::Path], now: Now) {
+        for message in paths {
+            let id = NodeId(message.node_id);
+            let Some(peer) = self.peers.get_mut(id) else { continue };
+            let via = (message.via_relay_id != 0).then_some(ServerId(message.via_relay_id));
+            let latency = Duration::from_micros(message.latency_us);
+            peer.advice = (message.relay_id != 0).then_some(Advice { relay: ServerId(message.relay_id), via, latency });
+            if let Some(paths) = &mut peer.paths {
+                paths.set_advice(peer.advice, now.mono);
+                self.arm_path(id);
+            }
+        }
+    }
+
+    /// A relay says that it cannot deliver to a peer.
+    pub(crate) fn apply_undeliverable(&mut self, relay: ServerId, peer: NodeId, why: &str, now: Now) {
+        self.peers.note_undeliverable(peer, why);
+        if let Some(paths) = self.peers.get_mut(peer).and_then(|p| p.paths.as_mut()) {
+            paths.undeliverable(relay, now.mono);
+            self.arm_path(peer);
+        }
+    }
+
+    /// The peer has come online: what is dead may live.
+    pub(crate) fn retry_paths(&mut self, peer: NodeId, now: Now) {
+        if let Some(paths) = self.peers.get_mut(peer).and_then(|p| p.paths.as_mut()) {
+            paths.retry(now.mono);
+            self.arm_path(peer);
+        }
+    }
+
+    /// Sends the probes that are due, each over its own path only.
+    pub(crate) fn path_timeout(&mut self, id: NodeId, now: Now) {
+        let Some(paths) = self.peers.get_mut(id).and_then(|p| p.paths.as_mut()) else { return };
+        let before = paths.view().map(|view| view.way);
+        paths.handle_timeout(now.mono);
+        let view = paths.view();
+        if view.map(|view| view.way) != before {
+            tracing::debug!(peer = %id, from = ?before, to = ?view, "another path");
+        }
+        let doubted: Vec<ServerId> = paths.doubted_relays().collect();
+        for relay in doubted {
+            self.check_relay(relay, now);
+        }
+        while let Some(probe) =
+            self.peers.get_mut(id).and_then(|p| p.paths.as_mut()).and_then(|p| p.next_probe(now.mono))
+        {
+            let sent_us = self.probe_time(now);
+            let message = Probe { path: probe.path.0, sent_us }.encode();
+            let plan = Plan { first: probe.way, second: None, hedging: false };
+            match self.send_sealed(id, FrameType::P2pPing, Flags::default(), &[&message], plan, now) {
+                Ok(()) => {
+                    if let Some(paths) = self.peers.get_mut(id).and_then(|p| p.paths.as_mut()) {
+                        paths.probe_sent(probe.path, sent_us, now.mono);
+                    }
+                }
+                Err(reason) => tracing::trace!(peer = %id, ?reason, "probe not sent"),
+            }
+        }
+        self.arm_path(id);
+    }
+
+    /// A PONG of a path, authenticated.
+    pub(crate) fn path_pong(&mut self, id: NodeId, probe: Probe, now: Now) {
+        let Some(paths) = self.peers.get_mut(id).and_then(|p| p.paths.as_mut()) else { return };
+        let before = paths.view().map(|view| view.way);
+        if paths.pong(PathId(probe.path), probe.sent_us, now.mono).is_some() {
+            let view = paths.view();
+            if view.map(|view| view.way) != before {
+                tracing::debug!(peer = %id, from = ?before, to = ?view, "another path");
+            }
+            self.arm_path(id);
+        }
+    }
+
+    /// An authenticated frame came over `way`: over several ways the replay window must be wide (DESIGN §2).
+    pub(crate) fn note_arrival(&mut self, id: NodeId, way: Way, now: Now) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if peer.arrivals.note(way, now.mono)
+            && let (Some(sessions), Some(at)) = (&mut self.sessions, peer.arrivals.poll_timeout())
+        {
+            sessions.set_window(id, MAX_WINDOW);
+            self.timers.set(Timer::Window(id), at);
+        }
+    }
+
+    pub(crate) fn window_timeout(&mut self, id: NodeId, now: Now) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if peer.arrivals.handle_timeout(now.mono)
+            && let Some(sessions) = &mut self.sessions
+        {
+            sessions.set_window(id, DEFAULT_WINDOW);
+        } else if let Some(at) = peer.arrivals.poll_timeout() {
+            self.timers.set(Timer::Window(id), at);
+        }
+    }
+
+    /// The path in use, or the one that the next packet would take.
+    pub(crate) fn path_view(&self, peer: &Peer) -> Option<View> {
+        match &peer.paths {
+            Some(paths) => paths.view(),
+            None => prospect(&self.relay_ways, peer.advice, self.epoch),
+        }
+    }
+
+    /// A time for a probe that no other has: it names the probe.
+    pub(crate) fn probe_time(&mut self, now: Now) -> u64 {
+        self.last_probe_us = self.micros(now).max(self.last_probe_us + 1);
+        self.last_probe_us
+    }
+
+    pub(crate) fn arm_path(&mut self, id: NodeId) {
+        match self.peers.get(id).and_then(|p| p.paths.as_ref()).and_then(|paths| paths.poll_timeout()) {
+            Some(at) => self.timers.set(Timer::Path(id), at),
+            None => self.timers.clear(Timer::Path(id)),
+        }
+    }
+}
+
+/// The one flag that is not sealed: each way has its own.
+fn set_local_only(frame: &mut [u8], way: Way) {
+    if let Some(flags) = frame.get_mut(2) {
+        let others = Flags(*flags).without(Flags::LOCAL_ONLY);
+        *flags = if way.is_local_only() { others | Flags::LOCAL_ONLY } else { others }.0;
+    }
+}
+
+fn not_sealed(error: SealError) -> Drop {
+    match error {
+        SealError::Frame(_) => Drop::TooLarge,
+        _ => Drop::NoSession,
+    }
+}
+
+/// The path that a first packet would take.
+fn prospect(ways: &[RelayWay], advice: Option<Advice>, now: Instant) -> Option<View> {
+    let mut paths = PeerPaths::new();
+    paths.set_advice(advice, now);
+    paths.set_relays(ways, now);
+    paths.view()
+}

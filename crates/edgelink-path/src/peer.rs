@@ -1,0 +1,480 @@
+//! All paths to one peer: probing, doubt, death, and the choice (DESIGN §5).
+
+use crate::estimate::{Estimate, InFlight};
+use crate::hedge::{Doubt, Hedge};
+use crate::rank::{Evidence, Rank, Standing, is_better};
+use crate::{
+    ASLEEP, Advice, BETTER_FOR, CANDIDATE_INTERVAL, DEAD_AFTER, DOUBTED_AFTER, Hops, IDLE, MAX_PATHS, PAUSED_INTERVAL,
+    PROBE_INTERVAL, PathId, RelayWay, Way,
+};
+use edgelink_model::ServerId;
+use std::time::{Duration, Instant};
+
+/// A relay's word that it does not have the peer is about the one-hop path if that was tried this recently.
+const JUST_TRIED: Duration = Duration::from_millis(1500);
+/// While PONGs of the current path are missing, all others are probed each second, dead ones too, for this long: what
+/// broke one may have mended another.
+const EAGER_FOR: Duration = Duration::from_secs(10);
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// The way that it takes; `None` when there is no way at all.
+    pub first: Option<Way>,
+    /// The same sealed bytes also go here.
+    pub second: Option<Way>,
+    /// [`PeerPaths::poll_timeout`] has moved.
+    pub woken: bool,
+}
+
+/// A probe to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Goes into the P2P_PING.
+    pub path: PathId,
+    /// The only way that it may take.
+    pub way: Way,
+}
+
+/// A path as people see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Its name in probes.
+    pub path: PathId,
+    /// How frames travel.
+    pub way: Way,
+    /// Is it alive?
+    pub standing: Standing,
+    /// Median of the last three round trips, end to end.
+    pub rtt: Option<Duration>,
+    /// Through two relays, as far as is known.
+    pub mesh: bool,
+    /// The second relay, when the controller named it.
+    pub via: Option<ServerId>,
+}
+
+/// The paths to one peer. See the crate's documentation for the loop.
+#[derive(Debug, Default)]
+pub struct PeerPaths {
+    paths: Vec<Path>,
+    last_id: u32,
+    advice: Option<Advice>,
+    current: Option<PathId>,
+    /// The current path's way, so that a packet costs no look-up.
+    way: Option<Way>,
+    /// Packets are doubled over `standby`.
+    hedge: Option<Hedge>,
+    standby: Option<Way>,
+    /// PONGs of the current path have been missing since.
+    trouble: Option<Instant>,
+    last_send: Option<Instant>,
+    wake: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Path {
+    id: PathId,
+    way: Way,
+    /// The round trip that its owner expects.
+    expected: Option<Duration>,
+    /// Never [`Standing::Doubted`]: that follows from `misses`.
+    standing: Standing,
+    rtt: Estimate,
+    in_flight: InFlight,
+    /// PONGs missing in a row.
+    misses: u32,
+    /// Probes in a row that showed it to be better than the current path.
+    better: u32,
+    probes: u32,
+    last_probe: Option<Instant>,
+    /// The relay has said that it does not have the peer.
+    rejected: bool,
+}
+
+impl PeerPaths {
+    /// No paths yet, and nothing to do before the first packet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The relay ways that exist now, replacing those before. Paths that stay keep what is known of them.
+    pub fn set_relays(&mut self, ways: &[RelayWay], now: Instant) {
+        let way_of = |relay: &RelayWay| Way::Relay { relay: relay.relay, hops: relay.hops };
+        self.paths.retain(|path| path.way.relay().is_none() || ways.iter().any(|relay| way_of(relay) == path.way));
+        for relay in ways {
+            let way = way_of(relay);
+            match self.paths.iter_mut().find(|path| path.way == way) {
+                Some(path) => path.expected = relay.expected,
+                None => {
+                    self.last_id += 1;
+                    self.paths.push(Path::new(PathId(self.last_id), way, relay.expected));
+                }
+            }
+        }
+        if self.paths.len() > MAX_PATHS {
+            let mut ranks: Vec<(bool, Rank)> = self.paths.iter().map(|p| self.keep_rank(p)).collect();
+            ranks.sort_unstable();
+            if let Some(last) = ranks.get(MAX_PATHS - 1).copied() {
+                let keep: Vec<PathId> = self.paths.iter().filter(|p| self.keep_rank(p) <= last).map(|p| p.id).collect();
+                self.paths.retain(|path| keep.contains(&path.id));
+            }
+        }
+        self.choose(now);
+        self.reschedule(now);
+    }
+
+    /// What the controller advises; `None` withdraws it.
+    pub fn set_advice(&mut self, advice: Option<Advice>, now: Instant) {
+        self.advice = advice;
+        self.choose(now);
+        self.reschedule(now);
+    }
+
+    /// Where the next packet of `bytes` goes. The first after a pause starts the probing.
+    pub fn send(&mut self, bytes: usize, now: Instant) -> Sending {
+        let paused = self.last_send.is_none_or(|at| now.saturating_duration_since(at) >= IDLE);
+        if paused && !self.is_awake(now) {
+            // Nobody has waited for these.
+            self.paths.iter_mut().for_each(|path| path.in_flight = InFlight::default());
+        }
+        self.last_send = Some(now);
+        if paused {
+            self.begin(now);
+        }
+        let (first, second) = self.ways(bytes, now);
+        Sending { first, second, woken: paused }
+    }
+
+    /// Where something other than a packet of the user goes: it starts no probing, and is doubled while packets are.
+    pub fn aside(&mut self, bytes: usize, now: Instant) -> (Option<Way>, Option<Way>) {
+        self.ways(bytes, now)
+    }
+
+    fn ways(&mut self, bytes: usize, now: Instant) -> (Option<Way>, Option<Way>) {
+        let (Some(hedge), Some(standby)) = (&mut self.hedge, self.standby) else { return (self.way, None) };
+        match (hedge.allows(bytes, now), hedge.doubt) {
+            (true, _) => (self.way, Some(standby)),
+            // Nothing speaks against the path yet.
+            (false, Doubt::Unproved) => (self.way, None),
+            (false, Doubt::Missing) => (Some(standby), None),
+        }
+    }
+
+    /// Whether packets are doubled now: they should be small (DESIGN §5).
+    pub fn is_hedging(&self) -> bool {
+        self.hedge.is_some() && self.standby.is_some()
+    }
+
+    /// A probe to be sent now; call until `None`, each time followed by [`Self::probe_sent`] if it was sent.
+    pub fn next_probe(&mut self, now: Instant) -> Option<Probe> {
+        let index = self.paths.iter().position(|path| self.due(path, now).is_some_and(|at| at <= now))?;
+        let path = self.paths.get_mut(index)?;
+        path.last_probe = Some(now);
+        let probe = Probe { path: path.id, way: path.way };
+        self.reschedule(now);
+        Some(probe)
+    }
+
+    /// The probe went out; `sent_us` is what its PONG will echo, unique among the owner's probes.
+    pub fn probe_sent(&mut self, path: PathId, sent_us: u64, now: Instant) {
+        if let Some(path) = self.paths.iter_mut().find(|p| p.id == path) {
+            path.in_flight.sent(sent_us, now);
+            path.probes = path.probes.saturating_add(1);
+        }
+        self.reschedule(now);
+    }
+
+    /// An authenticated PONG. Returns the round trip if it answers a probe that was sent over this path.
+    pub fn pong(&mut self, path: PathId, sent_us: u64, now: Instant) -> Option<Duration> {
+        let current = self.current().map(|path| (path.standing, path.way.class(), path.rtt.get()));
+        let advised = self.advice.map(|advice| advice.way());
+        let path = self.paths.iter_mut().find(|p| p.id == path)?;
+        let sent = path.in_flight.answered(sent_us)?;
+        let rtt = now.saturating_duration_since(sent);
+        path.rtt.add(rtt);
+        path.misses = 0;
+        path.rejected = false;
+        path.standing = Standing::Alive;
+        let id = path.id;
+        if self.current == Some(id) {
+            // Only an answer to what was sent since says anything.
+            self.hedge.take_if(|hedge| sent >= hedge.since);
+            self.trouble = None;
+        } else if let Some((standing, class, present)) = current {
+            let better = match present {
+                Some(present) => is_better(rtt, present) || (advised == Some(path.way) && rtt <= present),
+                None => false,
+            };
+            path.better = if better && path.way.class() == class { path.better + 1 } else { 0 };
+            if standing == Standing::Dead || path.way.class() < class || path.better >= BETTER_FOR {
+                self.switch(id, false, now);
+            }
+        }
+        self.reschedule(now);
+        Some(rtt)
+    }
+
+    /// ERROR 3002 (or 3001) of a relay about this peer: it is left at once if there is another way.
+    pub fn undeliverable(&mut self, relay: ServerId, now: Instant) {
+        let one = Way::Relay { relay, hops: Hops::One };
+        let just_tried = |path: &Path| {
+            path.way == one
+                && (self.current == Some(path.id)
+                    || path.last_probe.is_some_and(|at| now.saturating_duration_since(at) < JUST_TRIED))
+        };
+        // The relay does not say which frame it means. If the one-hop path can have been it, the other one is only
+        // doubted.
+        let ambiguous = self.paths.iter().any(just_tried);
+        for path in self.paths.iter_mut().filter(|path| path.way.relay() == Some(relay)) {
+            if path.way == one || !ambiguous {
+                path.standing = Standing::Dead;
+                path.rejected = path.way == one;
+                path.better = 0;
+            } else if self.current == Some(path.id) {
+                path.misses = path.misses.max(DOUBTED_AFTER);
+                path.last_probe = None;
+            }
+        }
+        self.judge(now);
+        self.reschedule(now);
+    }
+
+    /// Something has changed on the peer's side, such as its presence: dead paths are tried again now.
+    pub fn retry(&mut self, now: Instant) {
+        for path in self.paths.iter_mut().filter(|path| path.standing == Standing::Dead) {
+            path.last_probe = None;
+            path.probes = 0;
+        }
+        self.reschedule(now);
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called; `None` for a peer without traffic.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.wake
+    }
+
+    /// Counts PONGs that are missing and draws the conclusions; then [`Self::next_probe`] has what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        for path in &mut self.paths {
+            let missing = path.in_flight.expire(path.rtt.get(), now);
+            if missing > 0 {
+                path.misses = path.misses.saturating_add(missing);
+                path.better = 0;
+                if path.misses >= DEAD_AFTER {
+                    path.standing = Standing::Dead;
+                }
+            }
+        }
+        self.judge(now);
+        self.reschedule(now);
+    }
+
+    /// Whether nothing was sent for [`ASLEEP`]: the state may be forgotten.
+    pub fn is_asleep(&self, now: Instant) -> bool {
+        !self.is_awake(now)
+    }
+
+    /// The path that packets take.
+    pub fn view(&self) -> Option<View> {
+        self.current().map(|path| self.view_of(path))
+    }
+
+    /// All paths, best first.
+    pub fn views(&self) -> Vec<View> {
+        let mut paths: Vec<&Path> = self.paths.iter().collect();
+        paths.sort_by_key(|path| (self.current != Some(path.id), self.rank(path)));
+        paths.into_iter().map(|path| self.view_of(path)).collect()
+    }
+
+    /// First relays over which PONGs of this peer are missing: their connections deserve a look.
+    pub fn doubted_relays(&self) -> impl Iterator<Item = ServerId> {
+        self.paths.iter().filter(|path| path.misses > 0 && !path.rejected).filter_map(|path| path.way.relay())
+    }
+
+    fn view_of(&self, path: &Path) -> View {
+        let advice = self.advice.filter(|advice| advice.way() == path.way);
+        let via = advice.and_then(|advice| advice.via);
+        let elsewhere = || {
+            let one = path.way.relay().map(|relay| Way::Relay { relay, hops: Hops::One });
+            self.paths.iter().any(|other| Some(other.way) == one && other.rejected)
+        };
+        let any = matches!(path.way, Way::Relay { hops: Hops::Any, .. });
+        let mesh = any && (via.is_some() || elsewhere());
+        View { path: path.id, way: path.way, standing: path.standing(), rtt: path.rtt.get(), mesh, via }
+    }
+
+    fn current(&self) -> Option<&Path> {
+        self.current.and_then(|id| self.paths.iter().find(|path| path.id == id))
+    }
+
+    fn rank(&self, path: &Path) -> Rank {
+        let measured = path.rtt.get();
+        let advice = self.advice.filter(|advice| advice.way() == path.way);
+        let rtt = measured.or(advice.map(|advice| advice.latency)).or(path.expected);
+        let any = matches!(path.way, Way::Relay { hops: Hops::Any, .. });
+        let evidence = match measured.is_some() || advice.is_some() {
+            true => Evidence::Known,
+            false if any => Evidence::Guessed,
+            false => Evidence::Blind,
+        };
+        Rank {
+            standing: path.standing(),
+            class: path.way.class(),
+            evidence,
+            unknown: rtt.is_none(),
+            rtt: rtt.unwrap_or_default(),
+            tie: (any, path.way),
+        }
+    }
+
+    /// As [`Self::rank`], but the current path before all others.
+    fn keep_rank(&self, path: &Path) -> (bool, Rank) {
+        (self.current != Some(path.id), self.rank(path))
+    }
+
+    /// The first packet after a pause: what is known may be out of date.
+    fn begin(&mut self, now: Instant) {
+        self.choose(now);
+        self.hedge = Some(Hedge::new(Doubt::Unproved, now));
+        self.find_standby();
+        let standby = self.standby;
+        for path in &mut self.paths {
+            if Some(path.id) == self.current || Some(path.way) == standby {
+                path.last_probe = None;
+            }
+        }
+        self.reschedule(now);
+    }
+
+    /// The set of paths, or what is expected of them, has changed. A path that has proved itself is kept.
+    fn choose(&mut self, now: Instant) {
+        let settled = self.current().is_some_and(|path| path.standing == Standing::Alive);
+        let best = self.paths.iter().min_by_key(|path| self.rank(path)).map(|path| path.id);
+        match best {
+            Some(best) if !settled && self.current != Some(best) => self.switch(best, self.current.is_some(), now),
+            Some(_) => self.find_standby(),
+            None => {
+                self.current = None;
+                self.way = None;
+                self.hedge = None;
+                self.standby = None;
+            }
+        }
+    }
+
+    /// Leaves the current path if it is dead, doubts it if PONGs are missing.
+    fn judge(&mut self, now: Instant) {
+        let Some(current) = self.current() else { return };
+        let (standing, misses) = (current.standing, current.misses);
+        if misses >= DOUBTED_AFTER || standing == Standing::Dead {
+            self.trouble.get_or_insert(now);
+        }
+        let best = self.paths.iter().filter(|path| Some(path.id) != self.current).min_by_key(|path| self.rank(path));
+        let best = best.map(|path| (path.id, path.standing()));
+        match (standing, best) {
+            (Standing::Dead, Some((best, Standing::Alive | Standing::Doubted | Standing::Unproved))) => {
+                self.switch(best, true, now);
+            }
+            // It was only a guess, and another one has proved right.
+            (Standing::Unproved, Some((best, Standing::Alive))) if misses > 0 => self.switch(best, true, now),
+            _ => {
+                let doubted = self.hedge.is_some_and(|hedge| hedge.doubt == Doubt::Missing);
+                if misses >= DOUBTED_AFTER && standing != Standing::Dead && !doubted {
+                    self.hedge = Some(Hedge::new(Doubt::Missing, now));
+                }
+                self.find_standby();
+            }
+        }
+    }
+
+    /// Makes a path the current one; with `hedged` it must prove itself again.
+    fn switch(&mut self, to: PathId, hedged: bool, now: Instant) {
+        self.current = Some(to);
+        // It goes on until the new path proves itself.
+        self.trouble.take_if(|_| !hedged);
+        self.hedge = hedged.then(|| Hedge::new(Doubt::Unproved, now));
+        let present = self.current().and_then(|path| path.rtt.get());
+        for path in &mut self.paths {
+            // What was better than the former path may be better than this one too, and has been measured.
+            if path.id == to || !present.is_some_and(|present| path.rtt.all_better_than(present)) {
+                path.better = 0;
+            }
+            if path.id == to {
+                self.way = Some(path.way);
+                if hedged {
+                    path.last_probe = None;
+                }
+            }
+        }
+        self.find_standby();
+    }
+
+    /// The best other path that is not dead, on another first relay if there is one.
+    fn find_standby(&mut self) {
+        let Some(current) = self.current() else {
+            self.standby = None;
+            return;
+        };
+        let (id, relay) = (current.id, current.way.relay());
+        let others = self.paths.iter().filter(|path| path.id != id && path.standing != Standing::Dead);
+        let shares = |path: &Path| relay.is_some() && path.way.relay() == relay;
+        self.standby = others.min_by_key(|path| (shares(path), self.rank(path))).map(|path| path.way);
+    }
+
+    /// When a path is to be probed next; `None` without traffic.
+    fn due(&self, path: &Path, now: Instant) -> Option<Instant> {
+        if !self.is_awake(now) {
+            return None;
+        }
+        let Some(last) = path.last_probe else { return Some(now) };
+        let sending = self.last_send.is_some_and(|at| now.saturating_duration_since(at) < IDLE);
+        let in_use = Some(path.id) == self.current || (self.hedge.is_some() && Some(path.way) == self.standby);
+        let in_doubt = path.standing != Standing::Dead && path.misses > 0;
+        let eager = self.trouble.is_some_and(|since| now.saturating_duration_since(since) < EAGER_FOR);
+        let young = path.probes < BETTER_FOR && !path.rejected;
+        let interval = match () {
+            () if sending && (in_use || (eager && !path.rejected)) => PROBE_INTERVAL,
+            () if in_doubt || young => PROBE_INTERVAL,
+            () if sending && !path.rejected => CANDIDATE_INTERVAL,
+            () => PAUSED_INTERVAL,
+        };
+        Some(last + interval)
+    }
+
+    fn is_awake(&self, now: Instant) -> bool {
+        self.last_send.is_some_and(|at| now.saturating_duration_since(at) < ASLEEP)
+    }
+
+    fn reschedule(&mut self, now: Instant) {
+        let probes = self.paths.iter().filter_map(|path| self.due(path, now));
+        let answers = self.paths.iter().filter_map(|path| path.in_flight.next_timeout(path.rtt.get()));
+        let wake = probes.chain(answers).min();
+        // The end of the traffic is seen at the next probe, and then there is nothing more to be seen.
+        self.wake = wake.filter(|_| self.is_awake(now));
+    }
+}
+
+impl Path {
+    fn standing(&self) -> Standing {
+        match self.standing {
+            Standing::Alive if self.misses > 0 => Standing::Doubted,
+            standing => standing,
+        }
+    }
+
+    fn new(id: PathId, way: Way, expected: Option<Duration>) -> Self {
+        Self {
+            id,
+            way,
+            expected,
+            standing: Standing::Unproved,
+            rtt: Estimate::default(),
+            in_flight: InFlight::default(),
+            misses: 0,
+            better: 0,
+            probes: 0,
+            last_probe: None,
+            rejected: false,
+        }
+    }
+}
