@@ -536,7 +536,8 @@ impl World {
                     server.control.handle_enrolled(conn, outcome, now, &mut self.rng);
                 }
                 control::Event::Store(StoreOp::SetNodeKey { node, key }) => self.database.set_node_key(node, key),
-                control::Event::Store(StoreOp::Seen { .. }) => {}
+                control::Event::Store(StoreOp::Seen { .. } | StoreOp::ServerSeen { .. } | StoreOp::UpdateServer(_)) => {
+                }
             }
         }
         let mut out = Vec::new();
@@ -562,7 +563,8 @@ impl World {
                     server.relay.disconnect(conn, now);
                     self.streams.close(stream, End::Client, "closed by the relay", self.now);
                 }
-                RelayEvent::NodeConnected { .. } | RelayEvent::NodeDisconnected { .. } => {}
+                // One relay only: no mesh, and the controller in the same process.
+                _ => {}
             }
         }
         any
