@@ -5,6 +5,7 @@
 
 use crate::fanout::COALESCE;
 use crate::registry::is_member;
+use crate::timers::Timers;
 use crate::{ConnId, Control, Enrolled, Event, StoreOp, messages};
 use edgelink_auth::token::{AuthClaims, RelayClaims, new_jti};
 use edgelink_auth::{MachinePublic, SignedStatement, auth_key, challenge};
@@ -17,16 +18,16 @@ use edgelink_wire::{Flags, Frame, FrameType};
 use std::time::{Duration, Instant};
 
 /// Time from accept to the proof of the machine key, and from AUTH_RESPONSE to KEY_ANNOUNCE (DESIGN §6).
-const AUTH_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const AUTH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Nodes send a PING at least every 25 s (DESIGN §9); three missed ones mean the connection is gone.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// Until a node is authenticated its messages are small, in pieces as well (DESIGN §6).
-const UNAUTHENTICATED_LIMIT: usize = 4096;
+pub(crate) const UNAUTHENTICATED_LIMIT: usize = 4096;
 /// relay_tokens are refreshed this long before they expire (specification §4.3), auth_tokens 2 h before.
 const RELAY_REFRESH_BEFORE: Duration = Duration::from_secs(15 * 60);
 const AUTH_REFRESH_BEFORE: Duration = Duration::from_secs(2 * 3600);
 /// A node that cannot apply its configuration is sent a full one at most this often.
-const RESEND_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const RESEND_INTERVAL: Duration = Duration::from_secs(1);
 /// How far a node's statement may lie in our future; its clock follows ours (DESIGN §2).
 const CLOCK_LEEWAY_SECS: u64 = 600;
 /// Longest string that a node may say of its host.
@@ -35,8 +36,10 @@ const MAX_HOST_FIELD: usize = 255;
 pub(crate) struct Conn {
     pub(crate) state: State,
     reassembler: Reassembler,
-    /// The next moment at which the connection needs attention.
+    id: ConnId,
+    /// The next moment at which the connection needs attention, and the earliest timer that is set for it.
     deadline: Instant,
+    armed: Option<Instant>,
     last_received: Instant,
 }
 
@@ -64,10 +67,6 @@ pub(crate) struct Ready {
 }
 
 impl Conn {
-    pub(crate) fn deadline(&self) -> Instant {
-        self.deadline
-    }
-
     pub(crate) fn network(&self) -> Option<NetworkId> {
         match &self.state {
             State::Ready(ready) => Some(ready.network),
@@ -95,41 +94,55 @@ impl Conn {
     }
 
     /// Sets the next moment of attention from the state.
-    fn schedule(&mut self) {
+    fn schedule(&mut self, timers: &mut Timers) {
         let idle = self.last_received + IDLE_TIMEOUT;
         self.deadline = match &self.state {
             State::Hello | State::Challenged { .. } => self.deadline,
             State::Enrolling { .. } | State::Pending { .. } => idle,
             State::Ready(ready) => idle.min(ready.refresh_at),
         };
+        timers.set(self.id, self.deadline, &mut self.armed);
     }
 }
 
 /// Why a connection ends or a message is refused: the code and a sentence for the node's user.
-pub(crate) struct Refusal(ErrorCode, String);
+pub(crate) struct Refusal(pub(crate) ErrorCode, pub(crate) String);
 
 impl Control {
     /// A WebSocket on `/ws/control` was opened.
     pub fn connect(&mut self, now: Now) -> ConnId {
-        let id = ConnId(self.next_conn);
-        self.next_conn += 1;
-        let conn = Conn {
+        let id = self.next_id();
+        let mut conn = Conn {
             state: State::Hello,
             reassembler: Reassembler::with_limit(UNAUTHENTICATED_LIMIT),
+            id,
             deadline: now.mono + AUTH_TIMEOUT,
+            armed: None,
             last_received: now.mono,
         };
+        conn.schedule(&mut self.timers);
         self.conns.insert(id, conn);
+        id
+    }
+
+    pub(crate) fn next_id(&mut self) -> ConnId {
+        let id = ConnId(self.next_conn);
+        self.next_conn += 1;
         id
     }
 
     /// The connection ended. Harmless for one that the core closed itself.
     pub fn disconnect(&mut self, id: ConnId, now: Now) {
-        self.forget(id, now);
+        if !self.server_disconnected(id, now) {
+            self.forget(id, now);
+        }
     }
 
     /// One WebSocket binary message arrived.
     pub fn handle_message(&mut self, id: ConnId, message: &[u8], now: Now, rng: &mut impl rand_core::Rng) {
+        if self.servers.is_server(id) {
+            return self.handle_server_message(id, message, now, rng);
+        }
         let Some(conn) = self.conns.get_mut(&id) else { return };
         conn.last_received = now.mono;
         if !conn.authenticated() && message.len() > UNAUTHENTICATED_LIMIT {
@@ -149,18 +162,25 @@ impl Control {
             }
         }
         if let Some(conn) = self.conns.get_mut(&id) {
-            conn.schedule();
+            conn.schedule(&mut self.timers);
         }
     }
 
     /// A WebSocket text message arrived: WSS-Mesh knows none (DESIGN §1).
     pub fn handle_text(&mut self, id: ConnId, now: Now) {
-        let text = "a text message; WSS-Mesh speaks binary messages only".to_owned();
-        self.refuse(id, 0, Refusal(ErrorCode::InvalidMessage, text), now);
+        let refusal =
+            Refusal(ErrorCode::InvalidMessage, "a text message; WSS-Mesh speaks binary messages only".to_owned());
+        if self.servers.is_server(id) {
+            return self.refuse_server(id, 0, &refusal, now);
+        }
+        self.refuse(id, 0, refusal, now);
     }
 
-    /// Has the connection proved its machine key?
+    /// Has the connection proved its machine key, or shown a good server_token?
     pub fn is_authenticated(&self, id: ConnId) -> bool {
+        if self.servers.is_server(id) {
+            return self.servers.is_authenticated(id);
+        }
         self.conns.get(&id).is_some_and(|c| matches!(c.state, State::Enrolling { .. }) || c.authenticated())
     }
 
@@ -214,16 +234,25 @@ impl Control {
             self.leave_network(id, now);
             if let Some(conn) = self.conns.get_mut(&id) {
                 conn.state = State::Pending { node };
-                conn.schedule();
+                conn.schedule(&mut self.timers);
             }
             self.send_error(id, 0, &Refusal(ErrorCode::NodeNotAuthorized, text.to_owned()));
         }
     }
 
     pub(crate) fn expire_connections(&mut self, now: Now, rng: &mut impl rand_core::Rng) {
-        let due: Vec<ConnId> = self.conns.iter().filter(|(_, c)| c.deadline <= now.mono).map(|(id, _)| *id).collect();
-        for id in due {
-            let Some(conn) = self.conns.get_mut(&id) else { continue };
+        while let Some((at, id)) = self.timers.pop_due(now.mono) {
+            if self.servers.is_server(id) {
+                self.server_timer(id, at, now, rng);
+                continue;
+            }
+            let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.armed == Some(at)) else { continue };
+            conn.armed = None;
+            if conn.deadline > now.mono {
+                // It was postponed.
+                self.timers.set(id, conn.deadline, &mut conn.armed);
+                continue;
+            }
             if let State::Ready(ready) = &mut conn.state
                 && ready.refresh_at <= now.mono
                 && conn.last_received + IDLE_TIMEOUT > now.mono
@@ -307,10 +336,15 @@ impl Control {
             }
             // It was under way when the node lost its membership.
             (ControlMessage::Ack(_), State::Pending { .. }) => Ok(()),
-            // Endpoints, latencies and P2P signalling belong to later stages of the protocol: taken, not yet used.
+            (ControlMessage::LatencyReport(report), State::Ready(ready)) => {
+                let node = ready.node;
+                self.node_report(node, &report, now);
+                Ok(())
+            }
+            (ControlMessage::LatencyReport(_), State::Pending { .. }) => Ok(()),
+            // Endpoints and P2P signalling belong to later stages of the protocol: taken, not yet used.
             (
-                ControlMessage::LatencyReport(_)
-                | ControlMessage::P2pInit(_)
+                ControlMessage::P2pInit(_)
                 | ControlMessage::P2pEndpoint(_)
                 | ControlMessage::P2pStatus(_)
                 | ControlMessage::Error(_),
@@ -396,7 +430,7 @@ impl Control {
         if !is_member(record) {
             if let Some(conn) = self.conns.get_mut(&id) {
                 conn.state = State::Pending { node: record.id };
-                conn.schedule();
+                conn.schedule(&mut self.timers);
             }
             let text = format!(
                 "node {} waits for authorization; on the controller: edgelink-ctl node authorize {}",
@@ -424,7 +458,7 @@ impl Control {
                 refresh_at,
                 last_resend: None,
             });
-            conn.schedule();
+            conn.schedule(&mut self.timers);
         }
         let response = proto::AuthResponse {
             server_time_ms: now.unix_ms,
@@ -484,6 +518,10 @@ impl Control {
             self.events.push_back(Event::Store(StoreOp::Seen { node, online: true }));
             self.mark_presence(node, now);
             self.send_config(id);
+            self.locations.forget_report(node);
+            self.locations_changed(now);
+            self.paths.retell(node);
+            self.mark_path(node, now);
         }
         Ok(())
     }
@@ -506,7 +544,7 @@ impl Control {
         for conn in self.conns.values_mut() {
             if let State::Ready(ready) = &mut conn.state {
                 ready.refresh_at = now.mono;
-                conn.schedule();
+                conn.schedule(&mut self.timers);
             }
         }
     }
@@ -519,11 +557,11 @@ impl Control {
         let Some((tokens, refresh_at)) = minted else {
             // Try again soon; the living tokens still have some minutes.
             ready.refresh_at = now.mono + Duration::from_secs(60);
-            return conn.schedule();
+            return conn.schedule(&mut self.timers);
         };
         ready.refresh_at = refresh_at;
         let version = ready.sent_version;
-        conn.schedule();
+        conn.schedule(&mut self.timers);
         let Some(version) = version else { return };
         let update = proto::ConfigUpdate {
             from_version: version,
@@ -565,7 +603,7 @@ impl Control {
         Some((tokens, now.mono + refresh_in))
     }
 
-    fn send_error(&mut self, id: ConnId, answers: u8, refusal: &Refusal) {
+    pub(crate) fn send_error(&mut self, id: ConnId, answers: u8, refusal: &Refusal) {
         let error = proto::Error {
             code: refusal.0.as_u16().into(),
             answers_type: answers.into(),
@@ -599,17 +637,19 @@ impl Control {
         let Some(node) = self.conns.get(&id).and_then(Conn::node) else { return };
         if self.presence.by_node.get(&node) == Some(&id) {
             self.presence.by_node.remove(&node);
+            self.locations.forget_report(node);
+            self.locations_changed(now);
             self.events.push_back(Event::Store(StoreOp::Seen { node, online: false }));
             self.mark_presence(node, now);
         }
     }
 }
 
-fn unexpected(ty: u8) -> Refusal {
+pub(crate) fn unexpected(ty: u8) -> Refusal {
     Refusal(ErrorCode::InvalidMessage, format!("frame type 0x{ty:02x} is not expected now"))
 }
 
-fn wire(error: edgelink_wire::WireError) -> Refusal {
+pub(crate) fn wire(error: edgelink_wire::WireError) -> Refusal {
     Refusal(error.code(), error.to_string())
 }
 
@@ -636,6 +676,6 @@ fn host_info(info: proto::HostInfo) -> HostInfo {
 }
 
 /// A peer's words, shortened and without control characters, fit for a log or an answer.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(200).collect()
 }

@@ -40,6 +40,7 @@ impl Control {
                 d.peers.insert(node);
             });
         }
+        self.blacklist(&record, now);
         self.events.push_back(Event::Revoked(record));
     }
 
@@ -118,6 +119,11 @@ impl Control {
         if let Some(State::Ready(ready)) = self.conns.get_mut(&conn).map(|c| &mut c.state) {
             ready.sent_version = Some(version);
         }
+    }
+
+    /// The configuration version that the connection's node was sent last.
+    pub(crate) fn sent_version(&self, conn: ConnId) -> Option<ChangeId> {
+        self.conns.get(&conn).and_then(Conn::sent_version)
     }
 
     pub(crate) fn send(&mut self, conn: ConnId, message: ControlMessage, flags: Flags) {

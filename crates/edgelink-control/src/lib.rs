@@ -12,21 +12,32 @@
 
 mod channel;
 mod fanout;
+pub mod latency;
+mod locations;
 mod messages;
+mod paths;
 mod registry;
+mod servers;
+mod timers;
 
 use channel::Conn;
 use edgelink_auth::token::Issuer;
 use edgelink_model::records::{
-    Change, ChangeId, EnrollError, EnrollRequest, NodeKeyRecord, NodeRecord, RevocationRecord, Snapshot,
+    Change, ChangeId, EnrollError, EnrollRequest, NodeKeyRecord, NodeRecord, RevocationRecord, ServerRecord, Snapshot,
 };
-use edgelink_model::{NetworkId, NodeId, Now};
+use edgelink_model::{NetworkId, NodeId, Now, ServerId};
+use latency::{BestPath, LatencyMatrix};
+use locations::Locations;
 use messages::Dirty;
+use paths::Paths;
 use registry::{Effect, Registry};
+use servers::Servers;
+pub use servers::server_claims;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
+use timers::Timers;
 
-/// One control connection of a node, from accept to close; never reused.
+/// One control connection of a node or relay, from accept to close; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(u64);
 
@@ -42,6 +53,12 @@ pub struct ControlConfig {
     pub auth_token_lifetime: Duration,
     /// Lifetime of relay_tokens (specification §4.1: 1.5 h).
     pub relay_token_lifetime: Duration,
+    /// Lifetime of mesh tokens, which are renewed when a quarter of it is left.
+    pub mesh_token_lifetime: Duration,
+    /// Lifetime of server_tokens (specification §4.1: 1 year).
+    pub server_token_lifetime: Duration,
+    /// Path of the built-in relay's mesh channel on the controller's own origin, when others may dial it there.
+    pub builtin_mesh_path: Option<String>,
     /// What nodes are told.
     pub settings: NodeSettings,
 }
@@ -66,6 +83,9 @@ impl Default for ControlConfig {
             require_authorization: true,
             auth_token_lifetime: Duration::from_secs(24 * 3600),
             relay_token_lifetime: Duration::from_secs(90 * 60),
+            mesh_token_lifetime: Duration::from_secs(3600),
+            server_token_lifetime: Duration::from_secs(365 * 24 * 3600),
+            builtin_mesh_path: Some("/ws/mesh".to_owned()),
             settings: NodeSettings {
                 node_key_rotate_secs: 24 * 3600,
                 keepalive_secs: 25,
@@ -121,9 +141,18 @@ pub enum StoreOp {
         /// Connected now?
         online: bool,
     },
+    /// A relay or STUN server came or went: `last_heartbeat`.
+    ServerSeen {
+        /// Whose.
+        server: ServerId,
+        /// Connected now?
+        online: bool,
+    },
+    /// A server registered with another URL, STUN address or set of functions than its record says.
+    UpdateServer(ServerRecord),
 }
 
-/// Counters for `/metrics`; they only rise, except `connections` and `nodes_online`.
+/// Counters for `/metrics`; they only rise, except `connections`, `nodes_online` and `servers_online`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Open control connections.
@@ -138,8 +167,12 @@ pub struct Stats {
     pub auth_failures: u64,
     /// Malformed, oversized or unexpected messages.
     pub bad_messages: u64,
-    /// Configurations that a node could not apply.
+    /// Configurations that a node or relay could not apply.
     pub config_errors: u64,
+    /// Relays and STUN servers that are connected.
+    pub servers_online: u64,
+    /// Messages with best paths sent to nodes.
+    pub path_updates: u64,
 }
 
 /// Which nodes are connected.
@@ -152,6 +185,10 @@ impl Presence {
     pub(crate) fn is_online(&self, node: NodeId) -> bool {
         self.by_node.contains_key(&node)
     }
+
+    pub(crate) fn conn(&self, node: NodeId) -> Option<ConnId> {
+        self.by_node.get(&node).copied()
+    }
 }
 
 /// The controller's core. See the crate's documentation for the loop.
@@ -162,6 +199,11 @@ pub struct Control {
     presence: Presence,
     conns: BTreeMap<ConnId, Conn>,
     next_conn: u64,
+    timers: Timers,
+    servers: Servers,
+    locations: Locations,
+    latency: LatencyMatrix,
+    paths: Paths,
     /// Per network: what changed since the last flush.
     dirty: BTreeMap<NetworkId, Dirty>,
     flush_at: Option<Instant>,
@@ -181,6 +223,11 @@ impl Control {
             presence: Presence::default(),
             conns: BTreeMap::new(),
             next_conn: 1,
+            timers: Timers::default(),
+            servers: Servers::default(),
+            locations: Locations::default(),
+            latency: LatencyMatrix::default(),
+            paths: Paths::default(),
             dirty: BTreeMap::new(),
             flush_at: None,
             cached: HashMap::new(),
@@ -216,7 +263,27 @@ impl Control {
 
     /// Counters.
     pub fn stats(&self) -> Stats {
-        Stats { connections: self.conns.len() as u64, nodes_online: self.presence.by_node.len() as u64, ..self.stats }
+        Stats {
+            connections: self.conns.len() as u64,
+            nodes_online: self.presence.by_node.len() as u64,
+            servers_online: self.servers_online().count() as u64,
+            ..self.stats
+        }
+    }
+
+    /// Round-trip times as they are known now.
+    pub fn latency_matrix(&self) -> &LatencyMatrix {
+        &self.latency
+    }
+
+    /// The path of every pair that talks: lower id, higher id, and the path as the lower sees it.
+    pub fn best_paths(&self) -> impl Iterator<Item = (NodeId, NodeId, BestPath)> + '_ {
+        self.paths.iter()
+    }
+
+    /// Where every connected node is: the relays at which it can be reached, by id.
+    pub fn locations(&self) -> impl Iterator<Item = (NodeId, Vec<ServerId>)> + '_ {
+        self.locations.nodes().map(|node| (node, self.located(node))).filter(|(_, relays)| !relays.is_empty())
     }
 
     /// Takes over committed changes that lead to the position `version`, each with its id and the record as it is now.
@@ -247,9 +314,9 @@ impl Control {
         self.events.pop_front()
     }
 
-    /// When [`Self::handle_timeout`] wants to be called.
+    /// When [`Self::handle_timeout`] wants to be called; may be early, never late.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.conns.values().map(Conn::deadline).chain(self.flush_at).min()
+        [self.timers.next(), self.flush_at, self.servers.flush_at, self.paths.next()].into_iter().flatten().min()
     }
 
     /// Sends what was coalesced, refreshes tokens, closes connections that took too long.
@@ -260,6 +327,8 @@ impl Control {
         if self.flush_at.is_some_and(|at| at <= now.mono) {
             self.flush();
         }
+        self.servers_due(now, rng);
+        self.paths_due(now);
     }
 
     fn react(&mut self, effect: Effect, now: Now, rng: &mut impl rand_core::Rng) {
@@ -270,14 +339,21 @@ impl Control {
             Effect::Network(network) => self.mark(network, now, |d| d.network = true),
             Effect::Routes(network) => self.mark(network, now, |d| d.routes = true),
             Effect::Servers => {
+                self.servers_changed(now);
                 for network in self.registry.networks.keys().copied().collect::<Vec<_>>() {
                     self.mark(network, now, |d| d.servers = true);
                 }
                 self.renew_all_tokens(now);
             }
             Effect::Identity(node) => self.send_identity(node),
-            Effect::Admitted(node) => self.admit(node, now, rng),
-            Effect::Expelled(node, deleted) => self.expel(node, deleted, now),
+            Effect::Admitted(node) => {
+                self.admit(node, now, rng);
+                self.node_barred(node, false, now);
+            }
+            Effect::Expelled(node, deleted) => {
+                self.expel(node, deleted, now);
+                self.node_barred(node, deleted, now);
+            }
             Effect::Revoked(record) => self.revoked(record, now),
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::registry::{Registry, is_member};
 use crate::{NodeSettings, Presence};
-use edgelink_model::records::{NodeRecord, RevocationRecord, RevocationTarget, RouteRecord, ServerKind};
+use edgelink_model::records::{NodeRecord, RevocationRecord, RevocationTarget, RouteRecord, ServerKind, ServerRecord};
 use edgelink_model::{NetworkId, NodeId};
 use edgelink_wire::control::proto;
 use ipnet::IpNet;
@@ -136,9 +136,13 @@ fn route(record: &RouteRecord) -> proto::Route {
     }
 }
 
-fn relays(registry: &Registry, settings: &NodeSettings) -> Vec<proto::Relay> {
-    let usable = registry.servers.values().filter(|s| s.enabled && s.relay);
-    usable
+/// Relays that nodes may use and that are linked with each other.
+pub(crate) fn usable_relays(registry: &Registry) -> impl Iterator<Item = &ServerRecord> {
+    registry.servers.values().filter(|s| s.enabled && s.relay)
+}
+
+pub(crate) fn relays(registry: &Registry, settings: &NodeSettings) -> Vec<proto::Relay> {
+    usable_relays(registry)
         .filter_map(|s| {
             let (url, path) = match (&s.url, s.kind) {
                 (Some(url), _) => (url.clone(), String::new()),

@@ -138,6 +138,7 @@ impl Hub {
             StoreOp::Seen { node, online } => {
                 self.presence.borrow_mut().insert(node, online);
             }
+            StoreOp::ServerSeen { .. } | StoreOp::UpdateServer(_) => {}
             StoreOp::SetNodeKey { node, key } => {
                 tokio::task::spawn_local(async move {
                     match this.store.set_node_key(node, key).await {

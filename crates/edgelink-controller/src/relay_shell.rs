@@ -93,6 +93,7 @@ impl RelayShell {
                 }
                 RelayEvent::NodeConnected { node, .. } => tracing::debug!(%node, "node connected to the relay"),
                 RelayEvent::NodeDisconnected { node, .. } => tracing::debug!(%node, "node left the relay"),
+                _ => {}
             }
         }
         let deadline = self.relay.borrow().poll_timeout();

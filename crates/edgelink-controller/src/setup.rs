@@ -149,6 +149,7 @@ pub(crate) fn control_config(config: &ControllerConfig, hosts: BTreeSet<String>)
             builtin_relay_path: config.builtin_relay.enabled.then(|| config.builtin_relay.ws_data.as_str().to_owned()),
             ..ControlConfig::default().settings
         },
+        ..ControlConfig::default()
     }
 }
 

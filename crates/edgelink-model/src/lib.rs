@@ -6,10 +6,12 @@ pub mod error_code;
 pub mod ids;
 pub mod ipam;
 pub mod records;
+pub mod rtt;
 pub mod time;
 
 pub use error_code::ErrorCode;
 pub use ids::{NetworkId, NodeId, ServerId};
+pub use rtt::SmoothedRtt;
 pub use time::{Now, UnixMillis};
 
 /// Capability bits of a key statement (DESIGN §2). Unknown bits are carried and ignored.

@@ -5,6 +5,7 @@ use crate::{Drop, Node};
 use edgelink_auth::statement::LEEWAY_SECS;
 use edgelink_auth::{KeyStatement, NodeKey, SignedStatement};
 use edgelink_model::{NodeId, Now};
+use edgelink_session::SessionError;
 use edgelink_wire::Flags;
 use edgelink_wire::FrameType;
 use edgelink_wire::key_announce::KeyAnnounce;
@@ -16,6 +17,9 @@ const FIRST_REPEAT: Duration = Duration::from_secs(1);
 const LAST_REPEAT: Duration = Duration::from_secs(64);
 /// An unknown key is answered with our announce at most this often, and as often a peer's announce is looked at.
 const REPLY_INTERVAL: Duration = Duration::from_secs(1);
+/// A newer statement of ours that we have not made leads to a new key at most this often: two machines with one key
+/// must not keep the network busy.
+const OWN_INTERVAL: Duration = Duration::from_secs(30);
 /// Announces that a peer may send in a burst before they are ignored for a while.
 const BURST: u32 = 4;
 /// The statement outlives its period by this much (DESIGN §2).
@@ -181,7 +185,7 @@ impl Node {
 
     /// A KEY_ANNOUNCE that came over a relay. It only updates nodes that are pinned and in the last CONFIG; rate and
     /// sequence number are checked before the signature, which is the costly part.
-    pub(crate) fn handle_key_announce(&mut self, payload: &[u8], now: Now) {
+    pub(crate) fn handle_key_announce(&mut self, payload: &[u8], now: Now, rng: &mut impl rand_core::Rng) {
         let Ok(announce) = KeyAnnounce::parse(payload) else { return self.drops.count(Drop::Malformed) };
         let Some(identity) = &self.identity else { return };
         let (me, network) = (identity.node, identity.network);
@@ -200,6 +204,9 @@ impl Node {
         let Ok(statement) = KeyStatement::parse(&announce.statement) else {
             return self.drops.count(Drop::Malformed);
         };
+        if statement.node_id == me {
+            return self.hear_own_statement(&announce, now, rng);
+        }
         let there = self.controller_time(now).unix_secs();
         if statement.not_after.saturating_add(CLOCK_LEEWAY_SECS) < there
             || statement.not_before > there.saturating_add(CLOCK_LEEWAY_SECS)
@@ -209,11 +216,16 @@ impl Node {
         if let Err(refusal) = self.pins.check_announce(network, id, &statement.machine_pub) {
             return self.refuse_statement(id, &refusal.to_string());
         }
+        if let Some(Err(error)) = self.sessions.as_ref().map(|s| s.check_peer(&statement)) {
+            self.refuse_statement(id, &error.to_string());
+            if matches!(error, SessionError::LowerSeq | SessionError::SeqConflict) {
+                self.return_statement(id, now);
+            }
+            return;
+        }
+        // After the check of the sequence number, whose answer makes a machine that was copied take a new key.
         if self.is_revoked(id, statement.not_before) {
             return self.refuse_statement(id, "its key statement is older than its revocation");
-        }
-        if let Some(Err(error)) = self.sessions.as_ref().map(|s| s.check_peer(&statement)) {
-            return self.refuse_statement(id, &error.to_string());
         }
         match SignedStatement::verify(&announce.statement, &announce.signature) {
             Ok(signed) => {
@@ -227,8 +239,44 @@ impl Node {
         }
     }
 
+    /// A peer announces an older key than we know: a copy of its machine, or one restored from a backup, has been here.
+    /// It gets back what we hold, which only its own machine key can have signed. At most once a second.
+    fn return_statement(&mut self, peer: NodeId, now: Now) {
+        let Some(identity) = &self.identity else { return };
+        let Some(signed) = self.sessions.as_ref().and_then(|s| s.peer_statement(peer)) else { return };
+        let (statement, signature) = (*signed.bytes(), *signed.signature());
+        let announce = KeyAnnounce { src: identity.node, dst: peer, statement, signature }.encode();
+        let Some(state) = self.peers.get_mut(peer).map(|p| &mut p.announce) else { return };
+        if state.replied_at.is_none_or(|at| now.mono.saturating_duration_since(at) >= REPLY_INTERVAL) {
+            state.replied_at = Some(now.mono);
+            self.send_frame_aside(peer, announce, now);
+        }
+    }
+
+    /// A peer holds a newer statement of ours than we have made: our machine key is in use twice. A newer key still makes
+    /// us heard again.
+    fn hear_own_statement(&mut self, announce: &KeyAnnounce, now: Now, rng: &mut impl rand_core::Rng) {
+        let Ok(signed) = SignedStatement::verify(&announce.statement, &announce.signature) else {
+            return self.drops.count(Drop::RefusedStatement);
+        };
+        let said = signed.statement();
+        let ours = self.sessions.as_ref().and_then(|s| s.local_statement()).map_or(0, |s| s.statement().seq);
+        let rested = self.own_heard_at.is_none_or(|at| now.mono.saturating_duration_since(at) >= OWN_INTERVAL);
+        if said.machine_pub == self.machine.public() && said.seq > ours && rested {
+            self.own_heard_at = Some(now.mono);
+            tracing::warn!(peer = %announce.src, "a peer knows a newer key of ours: is this machine's key in use twice?");
+            self.seq_floor = self.seq_floor.max(said.seq);
+            self.rotate(now, rng);
+        }
+    }
+
     fn send_announce(&mut self, peer: NodeId, now: Now) {
-        let Some(announce) = self.own_announce(peer) else { return };
+        if let Some(announce) = self.own_announce(peer) {
+            self.send_frame_aside(peer, announce, now);
+        }
+    }
+
+    fn send_frame_aside(&mut self, peer: NodeId, announce: Vec<u8>, now: Now) {
         let Some(plan) = self.aside(peer, announce.len(), now) else { return };
         for link in [Some(plan.first), plan.second]
             .into_iter()

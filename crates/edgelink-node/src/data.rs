@@ -83,7 +83,7 @@ impl Node {
                 Some(FrameType::P2pPing) => self.receive_probe(frame, way, now, true),
                 Some(FrameType::P2pPong) => self.receive_probe(frame, way, now, false),
                 Some(FrameType::KeyAnnounce) => {
-                    self.handle_key_announce(frame.raw.get(HEADER_LEN..).unwrap_or_default(), now);
+                    self.handle_key_announce(frame.raw.get(HEADER_LEN..).unwrap_or_default(), now, rng);
                     Ok(())
                 }
                 _ => {

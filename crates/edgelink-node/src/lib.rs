@@ -174,6 +174,8 @@ pub struct Node {
     pings: ping::Pings,
     timers: Timers,
     drops: Drops,
+    /// When a newer statement of ours that we have not made was heard.
+    own_heard_at: Option<Instant>,
     events: VecDeque<Event>,
     /// Origin of the times in our PINGs.
     epoch: Instant,
@@ -210,6 +212,7 @@ impl Node {
             pings: ping::Pings::default(),
             timers: Timers::default(),
             drops: Drops::default(),
+            own_heard_at: None,
             events: VecDeque::new(),
             epoch: now.mono,
         };

@@ -132,6 +132,12 @@ impl Node {
                 tracing::warn!(peer = peer.name, reason = text, "what the controller says of a peer is not believed");
             }
             peer.refused = Some(text);
+            // What was believed before goes on: after a restart the peer's own announces need somewhere to arrive.
+            if peer.addresses.is_empty()
+                && let Some(pinned) = self.pins.pin(identity.network, id)
+            {
+                self.peers.set_addresses(id, pinned.addresses.clone());
+            }
             return;
         }
         peer.refused = None;

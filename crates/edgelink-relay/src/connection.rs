@@ -1,11 +1,12 @@
-//! One connection on `/ws/data`, and when it has to end.
+//! One connection on `/ws/data` or `/ws/mesh`, and when it has to end.
 
 use crate::event::CloseReason;
 use crate::limits::Limits;
+use crate::mesh::{Dialled, Link};
 use crate::queue::Queue;
 use crate::rate::{Bucket, PerNode};
 use edgelink_auth::MachinePublic;
-use edgelink_auth::token::{LEEWAY_SECS, RelayClaims};
+use edgelink_auth::token::{LEEWAY_SECS, MeshClaims, RelayClaims};
 use edgelink_model::{NetworkId, NodeId, Now};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -32,6 +33,14 @@ pub(crate) struct Connection {
 pub(crate) enum State {
     Handshake(Box<Handshake>),
     Open(Box<Session>),
+    /// Accepted on `/ws/mesh`; waits for a mesh token.
+    MeshAccepted {
+        since: Instant,
+    },
+    /// Dialled by this relay; waits for the other's word.
+    MeshDialled(Box<Dialled>),
+    /// A link to another relay.
+    Mesh(Box<Link>),
     /// It has been told why; only what is queued may still go out.
     Closing,
 }
@@ -78,12 +87,23 @@ impl From<RelayClaims> for TokenFacts {
 }
 
 impl Connection {
+    /// A node's.
     pub(crate) fn new(serial: u64, remote: Option<IpAddr>, challenge: [u8; 32], now: Instant) -> Self {
+        let state = State::Handshake(Box::new(Handshake { since: now, challenge, offer: None }));
+        Self::with_state(serial, remote, state, Queue::new(), now)
+    }
+
+    /// Another relay's.
+    pub(crate) fn mesh(serial: u64, remote: Option<IpAddr>, state: State, now: Instant) -> Self {
+        Self::with_state(serial, remote, state, Queue::mesh(), now)
+    }
+
+    fn with_state(serial: u64, remote: Option<IpAddr>, state: State, queue: Queue, now: Instant) -> Self {
         Self {
             serial,
             remote,
-            state: State::Handshake(Box::new(Handshake { since: now, challenge, offer: None })),
-            queue: Queue::new(),
+            state,
+            queue,
             last_frame: now,
             awaiting_since: None,
             timer: None,
@@ -97,7 +117,21 @@ impl Connection {
     pub(crate) fn session(&self) -> Option<&Session> {
         match &self.state {
             State::Open(session) => Some(session),
-            State::Handshake(_) | State::Closing => None,
+            _ => None,
+        }
+    }
+
+    pub(crate) fn link(&self) -> Option<&Link> {
+        match &self.state {
+            State::Mesh(link) => Some(link),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn link_mut(&mut self) -> Option<&mut Link> {
+        match &mut self.state {
+            State::Mesh(link) => Some(link),
+            _ => None,
         }
     }
 
@@ -111,6 +145,16 @@ impl Connection {
             State::Open(session) => [
                 Some((self.last_frame + limits.idle_timeout, CloseReason::Idle)),
                 Some((session.token.ends(grace, now), CloseReason::TokenExpired)),
+            ],
+            State::MeshAccepted { since } => {
+                [Some((*since + limits.handshake_timeout, CloseReason::HandshakeTimeout)), None]
+            }
+            State::MeshDialled(dialled) => {
+                [Some((dialled.since + limits.handshake_timeout, CloseReason::HandshakeTimeout)), None]
+            }
+            State::Mesh(link) => [
+                link.unanswered_since.map(|since| (since + limits.mesh_dead, CloseReason::Idle)),
+                link.token.as_ref().map(|token| (token.ends(grace, now), CloseReason::TokenExpired)),
             ],
             State::Closing => return None,
         };
@@ -136,6 +180,12 @@ impl Grace {
             Self::None => Duration::ZERO,
             Self::For(grace) | Self::ForUntil(grace, _) => grace,
         }
+    }
+}
+
+impl From<MeshClaims> for TokenFacts {
+    fn from(claims: MeshClaims) -> Self {
+        Self { jti: claims.jti, issued: claims.iat, expires: claims.exp }
     }
 }
 

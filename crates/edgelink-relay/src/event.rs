@@ -1,12 +1,13 @@
 //! What the core tells its shell.
 
 use crate::stats::CloseKind;
-use edgelink_model::{ErrorCode, NetworkId, NodeId};
+use bytes::Bytes;
+use edgelink_model::{ErrorCode, NetworkId, NodeId, ServerId};
 use std::fmt;
 use std::net::IpAddr;
 
-/// One connection on `/ws/data`, from connect to disconnect. Never used again for another one, so it is also what tells
-/// a node's sessions apart.
+/// One connection on `/ws/data` or `/ws/mesh`, from connect to disconnect. Never used again for another one, so it is
+/// also what tells a node's sessions and the links of one relay apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId {
     pub(crate) serial: u64,
@@ -18,6 +19,10 @@ impl fmt::Display for ConnId {
         self.serial.fmt(f)
     }
 }
+
+/// One attempt to reach another relay; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DialId(pub(crate) u64);
 
 /// Something that the shell has to do or may want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +60,50 @@ pub enum RelayEvent {
         /// Its network.
         network: NetworkId,
     },
+    /// Dial another relay's `/ws/mesh`, then call [`crate::Relay::mesh_dialled`] or [`crate::Relay::mesh_dial_failed`].
+    DialMesh {
+        /// The attempt.
+        dial: DialId,
+        /// Which relay it should be; `None` for a configured URL whose relay is not known yet.
+        relay: Option<ServerId>,
+        /// Its URL. Empty: at the origin at which the controller is dialled, with `path`.
+        url: String,
+        /// With an empty `url`.
+        path: String,
+    },
+    /// A link to another relay carries frames from now on.
+    MeshUp {
+        /// Its connection.
+        conn: ConnId,
+        /// The other relay.
+        relay: ServerId,
+        /// The former link, which is closed now. There is no `MeshDown` for it.
+        replaced: Option<ConnId>,
+    },
+    /// A link to another relay is gone.
+    MeshDown {
+        /// The connection that it was.
+        conn: ConnId,
+        /// The other relay.
+        relay: ServerId,
+    },
+    /// Dial the controller's `/ws/server`, then call [`crate::Relay::controller_connected`] or
+    /// [`crate::Relay::controller_failed`].
+    DialController,
+    /// Send this binary message to the controller.
+    ToController(Bytes),
+    /// Close the connection to the controller (the core has forgotten it already) and call nothing: a
+    /// [`RelayEvent::DialController`] follows in its time.
+    CloseController,
+    /// The controller does not accept this server, and says why; it is tried again, seldom.
+    ControllerRefused {
+        /// The code of specification §8.4, if there was one.
+        code: Option<ErrorCode>,
+        /// The controller's sentence.
+        message: String,
+    },
+    /// Keys, tokens, revocations, relays or locations changed: keep [`crate::Relay::saved_state`] on disk.
+    StateChanged,
 }
 
 /// Why the relay closes a connection.
@@ -76,14 +125,20 @@ pub enum CloseReason {
     #[error("the receiver makes no progress")]
     Stalled,
     /// The token is past its expiry, and was not refreshed.
-    #[error("the relay_token has expired")]
+    #[error("the token has expired")]
     TokenExpired,
     /// The token was revoked.
-    #[error("the relay_token was revoked")]
+    #[error("the token was revoked")]
     Revoked,
-    /// The node has a newer connection.
-    #[error("replaced by a newer connection of the same node")]
+    /// The node or relay has a newer connection.
+    #[error("replaced by a newer connection of the same node or relay")]
     Replaced,
+    /// Two relays are linked already, by a connection that has precedence.
+    #[error("there is a link already")]
+    Duplicate,
+    /// The other relay is not in the controller's list any more, or is not the one that was meant.
+    #[error("the other relay is not, or no longer, one to link with")]
+    NotWanted,
 }
 
 impl CloseReason {
@@ -98,6 +153,8 @@ impl CloseReason {
             Self::TokenExpired => CloseKind::TokenExpired,
             Self::Revoked => CloseKind::Revoked,
             Self::Replaced => CloseKind::Replaced,
+            Self::Duplicate => CloseKind::Duplicate,
+            Self::NotWanted => CloseKind::NotWanted,
         }
     }
 }

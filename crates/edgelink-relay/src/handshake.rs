@@ -16,7 +16,7 @@ use edgelink_wire::{Flags, Frame, FrameType, HEADER_LEN, VERSION, WireError, fra
 use prost::Message;
 use std::net::IpAddr;
 
-const ANSWERS: u8 = FrameType::AuthRequest as u8;
+pub(crate) const ANSWERS: u8 = FrameType::AuthRequest as u8;
 
 impl Relay {
     /// A message on a connection that is not authenticated yet.
@@ -29,14 +29,19 @@ impl Relay {
                 Err(error) => return self.close_for(conn, &error, 0, now),
             };
             end += frame.raw.len();
-            match auth_request(&frame) {
-                Ok(request) => self.handle_auth_request(conn, &request, now),
-                Err(error) => return self.close_for(conn, &error, frame.ty, now),
+            let outcome = match self.get(conn).map(|connection| &connection.state) {
+                Some(State::Handshake(_)) => {
+                    auth_request(&frame).map(|request| self.handle_auth_request(conn, &request, now))
+                }
+                _ => self.handle_mesh_handshake(conn, &frame, now),
+            };
+            if let Err(error) = outcome {
+                return self.close_for(conn, &error, frame.ty, now);
             }
             match self.get(conn).map(|connection| &connection.state) {
-                Some(State::Handshake(_)) => {}
-                // What the node sent right behind its signature.
-                Some(State::Open(_)) if end < message.len() => {
+                Some(State::Handshake(_) | State::MeshAccepted { .. } | State::MeshDialled(_)) => {}
+                // What the other side sent right behind its proof.
+                Some(State::Open(_) | State::Mesh(_)) if end < message.len() => {
                     return self.handle_frames(conn, &message.slice(end..), now);
                 }
                 _ => return,
@@ -105,6 +110,7 @@ impl Relay {
             self.hand_over(former, conn, now);
         }
         self.events.push_back(RelayEvent::NodeConnected { conn, node, network, replaced });
+        self.node_moved(node, now);
         Ok(())
     }
 
@@ -179,7 +185,7 @@ impl Relay {
 }
 
 /// Reads an AUTH_REQUEST. It holds a token, so it is never compressed, and it fits one frame, so it is never split.
-fn auth_request(frame: &Frame<'_>) -> Result<proto::AuthRequest, WireError> {
+pub(crate) fn auth_request(frame: &Frame<'_>) -> Result<proto::AuthRequest, WireError> {
     let ty = FrameType::AuthRequest;
     match frame.frame_type() {
         Some(FrameType::AuthRequest) => {}

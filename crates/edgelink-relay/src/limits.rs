@@ -65,6 +65,10 @@ pub struct Limits {
     pub data_queue: usize,
     /// The relay's own answers and P2P signalling queued for one connection, likewise.
     pub control_queue: usize,
+    /// Data queued for one mesh link, likewise; of it no pair of nodes may have more than [`Limits::data_queue`].
+    pub mesh_queue: usize,
+    /// Signalling queued for one mesh link.
+    pub mesh_control_queue: usize,
     /// What all queues together may keep in memory, in bytes. A queue may also have no more than what is left of it, so
     /// that many slow receivers together always leave room for the others.
     pub queued_total: usize,
@@ -86,6 +90,18 @@ pub struct Limits {
     pub complaints: Rate,
     /// Checks of a fresh relay_token on a living connection.
     pub refreshes: Rate,
+    /// Relays that this one links with.
+    pub mesh_peers: usize,
+    /// Nodes whose relays are remembered.
+    pub locations: usize,
+    /// A mesh link is probed with PING this often (specification §2.4.2: 30 s; DESIGN §9: at most 25 s apart) …
+    pub mesh_ping_idle: Duration,
+    /// … and this often while it carries frames.
+    pub mesh_ping_busy: Duration,
+    /// A mesh link on which nothing came for so long after a PING is closed.
+    pub mesh_dead: Duration,
+    /// A node that another relay says is not connected there is not sought there again for so long.
+    pub mesh_absent: Duration,
 }
 
 impl Limits {
@@ -101,6 +117,8 @@ impl Limits {
         stall_timeout: Duration::from_secs(15),
         data_queue: 1 << 20,
         control_queue: 64 << 10,
+        mesh_queue: 4 << 20,
+        mesh_control_queue: 512 << 10,
         queued_total: 256 << 20,
         max_sojourn: Duration::from_secs(1),
         codel_target: Duration::from_millis(15),
@@ -111,6 +129,12 @@ impl Limits {
         offline_destinations: 256,
         complaints: Rate { period: Duration::from_millis(250), burst: 8 },
         refreshes: Rate { period: Duration::from_secs(1), burst: 4 },
+        mesh_peers: 256,
+        locations: 1 << 20,
+        mesh_ping_idle: Duration::from_secs(25),
+        mesh_ping_busy: Duration::from_secs(5),
+        mesh_dead: Duration::from_secs(10),
+        mesh_absent: Duration::from_secs(1),
     };
 
     /// Bytes that one connection takes beside its queued frames, at worst: its state, the token's claims and its rate
@@ -123,7 +147,8 @@ impl Limits {
         STATE + KEPT_SLOTS + RATE_ENTRY * (self.announce_destinations + self.offline_destinations)
     }
 
-    /// Bytes that the relay core holds at worst with `connections` of them.
+    /// Bytes that the relay core holds at worst with `connections` of them, the location cache apart (about 100 for each
+    /// of [`Limits::locations`]).
     pub const fn worst_case(&self, connections: usize) -> usize {
         self.queued_total + connections * self.per_connection()
     }
@@ -141,6 +166,7 @@ impl Default for Limits {
 
 // A message that is allowed fits an empty queue, and the largest frame fits a message.
 const _: () = assert!(Limits::DEFAULT.message + RUN_OVERHEAD <= Limits::DEFAULT.data_queue);
+const _: () = assert!(Limits::DEFAULT.message + RUN_OVERHEAD <= Limits::DEFAULT.mesh_queue / 2);
 const _: () = assert!(Limits::DEFAULT.message >= edgelink_wire::HEADER_LEN + edgelink_wire::MAX_PAYLOAD);
 // A thousand nodes, every queue as full as it gets and every rate limiter too: under 400 MiB.
 const _: () = assert!(Limits::DEFAULT.worst_case(1_000) < 400 << 20);

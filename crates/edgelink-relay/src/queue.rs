@@ -3,11 +3,16 @@
 //! The unit of storage is a *run*: whole frames back to back in one `Bytes`, usually a slice of the message that they
 //! arrived in. The unit of dropping is a frame, always the oldest: a slow receiver loses what it would get too late.
 
+mod flows;
+
+pub(crate) use flows::bucket;
+
 use crate::codel::{Codel, FLOOR};
 use crate::limits::Limits;
 use crate::stats::{DropReason, Drops};
 use bytes::{Buf, Bytes};
 use edgelink_wire::HEADER_LEN;
+use flows::Flows;
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -28,6 +33,8 @@ pub(crate) struct Run {
     pub(crate) queued: Instant,
     /// The relay's own word (AUTH_RESPONSE, ERROR, PONG): it does not age.
     pub(crate) own: bool,
+    /// Which flow of a mesh link it belongs to ([`bucket`]).
+    pub(crate) flow: u16,
 }
 
 impl Run {
@@ -47,29 +54,54 @@ pub(crate) enum Lane {
 #[derive(Debug)]
 pub(crate) struct Queue {
     control: Fifo,
-    data: Fifo,
+    data: DataLane,
+}
+
+/// A node's data is one queue: its own traffic. A mesh link's is many.
+#[derive(Debug)]
+enum DataLane {
+    Node(Fifo),
+    Mesh(Box<Flows>),
 }
 
 impl Queue {
+    /// The queue of a node's connection.
     pub(crate) fn new() -> Self {
-        Self { control: Fifo::new(None), data: Fifo::new(Some(Codel::default())) }
+        Self { control: Fifo::new(None), data: DataLane::Node(Fifo::new(Some(Codel::default()))) }
+    }
+
+    /// The queue of a mesh link.
+    pub(crate) fn mesh() -> Self {
+        Self { control: Fifo::new(None), data: DataLane::Mesh(Box::default()) }
     }
 
     /// Bytes of memory that the queued frames keep alive.
     pub(crate) fn held(&self) -> usize {
-        self.control.held + self.data.held
+        self.control.held
+            + match &self.data {
+                DataLane::Node(fifo) => fifo.held,
+                DataLane::Mesh(flows) => flows.held(),
+            }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.control.runs.is_empty() && self.data.runs.is_empty()
+        self.control.runs.is_empty()
+            && match &self.data {
+                DataLane::Node(fifo) => fifo.runs.is_empty(),
+                DataLane::Mesh(flows) => flows.is_empty(),
+            }
     }
 
     /// Queues a run, dropping the oldest frames of its lane to make room; tells whether there was room. `free` is what
     /// is left of the budget of all queues.
     pub(crate) fn push(&mut self, lane: Lane, run: Run, free: usize, limits: &Limits, drops: &mut Drops) -> bool {
-        match lane {
-            Lane::Control => self.control.push(run, limits.control_queue, free, limits, drops),
-            Lane::Data => self.data.push(run, limits.data_queue, free, limits, drops),
+        match (lane, &mut self.data) {
+            (Lane::Control, DataLane::Node(_)) => self.control.push(run, limits.control_queue, free, limits, drops),
+            (Lane::Control, DataLane::Mesh(_)) => {
+                self.control.push(run, limits.mesh_control_queue, free, limits, drops)
+            }
+            (Lane::Data, DataLane::Node(fifo)) => fifo.push(run, limits.data_queue, free, limits, drops),
+            (Lane::Data, DataLane::Mesh(flows)) => flows.push(run, free, limits, drops),
         }
     }
 
@@ -83,18 +115,24 @@ impl Queue {
         drops: &mut Drops,
     ) -> usize {
         let taken = self.control.take(max, 0, now, limits, out, drops);
-        self.data.take(max, taken, now, limits, out, drops)
+        match &mut self.data {
+            DataLane::Node(fifo) => fifo.take(max, taken, now, limits, out, drops),
+            DataLane::Mesh(flows) => flows.take(max, taken, now, limits, out, drops),
+        }
     }
 
     /// Forgets everything but the relay's own words, which are answers that still have to be read.
     pub(crate) fn abandon(&mut self, drops: &mut Drops) {
-        drops.add(DropReason::Closed, self.data.keep(|_| false) + self.control.keep(|run| run.own));
+        let data = match &mut self.data {
+            DataLane::Node(fifo) => fifo.keep(|_| false),
+            DataLane::Mesh(flows) => flows.clear(),
+        };
+        drops.add(DropReason::Closed, data + self.control.keep(|run| run.own));
     }
 
     /// The waiting data goes to the receiver's new connection.
     pub(crate) fn inherit(&mut self, former: &mut Self) {
-        debug_assert!(self.data.runs.is_empty());
-        self.data = std::mem::replace(&mut former.data, Fifo::new(Some(Codel::default())));
+        std::mem::swap(&mut self.data, &mut former.data);
     }
 }
 

@@ -4,9 +4,12 @@ use crate::connection::{Connection, Grace, State, origin_of};
 use crate::event::{CloseReason, ConnId, ConnectError, RelayEvent};
 use crate::ids::NodeMap;
 use crate::limits::RelayConfig;
+use crate::locations::Locations;
+use crate::mesh::Mesh;
 use crate::queue::{Lane, Run};
 use crate::stats::RelayStats;
 use crate::timers::Timers;
+use crate::uplink::Uplink;
 use bytes::Bytes;
 use edgelink_auth::token::{RelayVerifier, Revocations};
 use edgelink_model::records::RevocationRecord;
@@ -23,8 +26,9 @@ use std::time::Instant;
 ///
 /// # The loop
 ///
-/// The shell calls `connect` for each accepted `/ws/data`, one `handle_…` for whatever happens, and **then** drains
-/// [`Relay::poll_event`] until `None`. On [`RelayEvent::Writable`] it calls [`Relay::poll_transmit`] whenever the
+/// The shell calls `connect` for each accepted `/ws/data`, [`Relay::connect_mesh`] for each accepted `/ws/mesh`, one
+/// `handle_…` for whatever happens, and **then** drains [`Relay::poll_event`] until `None`. It dials other relays and the
+/// controller when an event says so. A dialled link is a connection like the others. On [`RelayEvent::Writable`] it calls [`Relay::poll_transmit`] whenever the
 /// socket takes more, until that returns 0. It calls [`Relay::handle_timeout`] when [`Relay::poll_timeout`] is due
 /// (which may be early, never late; ask again after each call). Once a connection is gone, for whatever reason,
 /// [`Relay::disconnect`] frees it. A [`ConnId`] that is gone is ignored everywhere.
@@ -44,6 +48,9 @@ pub struct Relay {
     unauthenticated: usize,
     unauthenticated_from: HashMap<IpAddr, u32>,
     timers: Timers,
+    pub(crate) mesh: Mesh,
+    pub(crate) locations: Locations,
+    pub(crate) uplink: Uplink,
     pub(crate) events: VecDeque<RelayEvent>,
     pub(crate) stats: RelayStats,
 }
@@ -62,6 +69,7 @@ enum Controller {
 impl Relay {
     /// A relay without connections that believes the controller to be there.
     pub fn new(config: RelayConfig, verifier: RelayVerifier) -> Self {
+        let locations = Locations::new(config.limits.locations);
         Self {
             config,
             verifier,
@@ -73,6 +81,9 @@ impl Relay {
             unauthenticated: 0,
             unauthenticated_from: HashMap::new(),
             timers: Timers::default(),
+            mesh: Mesh::default(),
+            locations,
+            uplink: Uplink::default(),
             events: VecDeque::new(),
             stats: RelayStats::default(),
         }
@@ -121,25 +132,35 @@ impl Relay {
     /// # Errors
     /// Limits are reached; the connection does not exist then.
     pub fn connect(&mut self, remote: Option<IpAddr>, now: Now, rng: &mut impl Rng) -> Result<ConnId, ConnectError> {
-        if let Err(error) = self.may_connect(remote) {
-            self.stats.refused_connections += 1;
-            return Err(error);
-        }
-        self.unauthenticated += 1;
-        if let Some(remote) = remote {
-            *self.unauthenticated_from.entry(origin_of(remote)).or_default() += 1;
-        }
+        self.may_connect(remote)?;
+        self.count_unauthenticated(remote);
         let mut challenge = [0; 32];
         rng.fill_bytes(&mut challenge);
-        let serial = self.next_serial;
-        self.next_serial += 1;
-        let slot = self.connections.insert(Connection::new(serial, remote, challenge, now.mono));
-        let conn = ConnId { serial, slot };
+        let conn = self.insert(|serial| Connection::new(serial, remote, challenge, now.mono));
         self.schedule(conn, now.mono + self.config.limits.handshake_timeout);
         Ok(conn)
     }
 
-    fn may_connect(&self, remote: Option<IpAddr>) -> Result<(), ConnectError> {
+    pub(crate) fn insert(&mut self, connection: impl FnOnce(u64) -> Connection) -> ConnId {
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        ConnId { serial, slot: self.connections.insert(connection(serial)) }
+    }
+
+    pub(crate) fn count_unauthenticated(&mut self, remote: Option<IpAddr>) {
+        self.unauthenticated += 1;
+        if let Some(remote) = remote {
+            *self.unauthenticated_from.entry(origin_of(remote)).or_default() += 1;
+        }
+    }
+
+    pub(crate) fn may_connect(&mut self, remote: Option<IpAddr>) -> Result<(), ConnectError> {
+        let outcome = self.room_for(remote);
+        self.stats.refused_connections += u64::from(outcome.is_err());
+        outcome
+    }
+
+    fn room_for(&self, remote: Option<IpAddr>) -> Result<(), ConnectError> {
         let limits = &self.config.limits;
         if self.connections.len() >= limits.connections {
             return Err(ConnectError::TooManyConnections);
@@ -161,8 +182,8 @@ impl Relay {
         let Some(connection) = self.get(conn) else { return };
         let open = match &connection.state {
             State::Closing => return,
-            State::Handshake(_) => false,
-            State::Open(_) => true,
+            State::Handshake(_) | State::MeshAccepted { .. } | State::MeshDialled(_) => false,
+            State::Open(_) | State::Mesh(_) => true,
         };
         self.stats.messages += 1;
         let limit = self.config.limits.message;
@@ -182,11 +203,11 @@ impl Relay {
     }
 
     /// The connection is gone. The node's newer connection, if there is one, is not touched.
-    pub fn disconnect(&mut self, conn: ConnId, _now: Now) {
+    pub fn disconnect(&mut self, conn: ConnId, now: Now) {
         if self.get(conn).is_none() {
             return;
         }
-        self.leave(conn);
+        self.leave(conn, now);
         if let Some(mut connection) = self.connections.try_remove(conn.slot) {
             let held = connection.queue.held();
             connection.queue.abandon(&mut self.stats.drops);
@@ -222,11 +243,14 @@ impl Relay {
 
     /// When to call [`Relay::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.next()
+        [self.timers.next(), self.mesh.wake, self.uplink.wake].into_iter().flatten().min()
     }
 
-    /// Closes what has been silent, stalled, unauthenticated or expired for too long.
+    /// Closes what has been silent, stalled, unauthenticated or expired for too long; dials, probes and reports what is
+    /// due.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.dial_due(now);
+        self.report_due(now);
         while let Some((at, conn)) = self.timers.pop_due(now.mono) {
             let grace = self.grace(now);
             let Some(connection) = self.connections.get_mut(conn.slot).filter(|c| c.serial == conn.serial) else {
@@ -236,20 +260,31 @@ impl Relay {
                 continue;
             }
             connection.timer = None;
+            if connection.link().is_some() {
+                self.ping_due(conn, now);
+                self.schedule_link(conn);
+            }
+            let Some(connection) = self.connections.get_mut(conn.slot) else { continue };
             let Some((deadline, reason)) = connection.deadline(&self.config.limits, grace, now) else { continue };
             if deadline > now.mono {
                 self.schedule(conn, deadline);
                 continue;
             }
             let error = (reason == CloseReason::TokenExpired)
-                .then(|| proto::Error::new(ErrorCode::TokenExpired, 0, "the relay_token has expired"));
+                .then(|| proto::Error::new(ErrorCode::TokenExpired, 0, "the token has expired"));
             self.close(conn, reason, error.as_ref(), now);
         }
     }
 
     /// Counters and gauges.
     pub fn stats(&self) -> RelayStats {
-        RelayStats { connections: self.connections.len(), nodes: self.nodes.len(), ..self.stats.clone() }
+        RelayStats {
+            connections: self.connections.len(),
+            nodes: self.nodes.len(),
+            mesh_links: self.mesh.links.len(),
+            locations: self.locations.len(),
+            ..self.stats.clone()
+        }
     }
 
     /// The connection of a node, if it has one here.
@@ -297,6 +332,18 @@ impl Relay {
         let free = limits.queued_total.saturating_sub(self.stats.queued_bytes);
         let accepted = connection.queue.push(lane, run, free, limits, &mut self.stats.drops);
         self.stats.queued_bytes = self.stats.queued_bytes - before + connection.queue.held();
+        self.wake(to, now);
+        accepted
+    }
+
+    /// Wakes a connection's sender if something waits there (what it took over, for instance).
+    pub(crate) fn wake_sender(&mut self, to: ConnId, now: Now) {
+        self.wake(to, now.mono);
+    }
+
+    fn wake(&mut self, to: ConnId, now: Instant) {
+        let limits = &self.config.limits;
+        let Some(connection) = self.connections.get_mut(to.slot).filter(|c| c.serial == to.serial) else { return };
         if connection.awaiting_since.is_none() && !connection.queue.is_empty() {
             connection.awaiting_since = Some(now);
             self.timers.set(to, now + limits.stall_timeout, &mut connection.timer);
@@ -304,12 +351,11 @@ impl Relay {
                 self.events.push_back(RelayEvent::Writable(to));
             }
         }
-        accepted
     }
 
     /// Sends the relay's own frames.
     pub(crate) fn send(&mut self, to: ConnId, frames: Bytes, now: Now) {
-        let run = Run { buffer: frames.len(), frames, queued: now.mono, own: true };
+        let run = Run { buffer: frames.len(), frames, queued: now.mono, own: true, flow: 0 };
         self.enqueue(to, Lane::Control, run);
     }
 
@@ -337,7 +383,7 @@ impl Relay {
             return;
         }
         tracing::debug!(%conn, %reason, "closing");
-        self.leave(conn);
+        self.leave(conn, now);
         if let Some(connection) = self.connections.get_mut(conn.slot) {
             let before = connection.queue.held();
             connection.queue.abandon(&mut self.stats.drops);
@@ -351,16 +397,18 @@ impl Relay {
     }
 
     /// Takes a connection out of every index and marks it as closing.
-    fn leave(&mut self, conn: ConnId) {
+    fn leave(&mut self, conn: ConnId, now: Now) {
         let Some(connection) = self.get_mut(conn) else { return };
         match std::mem::replace(&mut connection.state, State::Closing) {
-            State::Handshake(_) => self.no_longer_unauthenticated(conn),
+            State::Handshake(_) | State::MeshAccepted { .. } => self.no_longer_unauthenticated(conn),
+            state @ (State::MeshDialled(_) | State::Mesh(_)) => self.link_gone(conn, &state, now),
             State::Open(session) => {
                 // Not if the node has a newer connection: that one stays.
                 if self.nodes.get(&session.node) == Some(&conn) {
                     self.nodes.remove(&session.node);
                     let (node, network) = (session.node, session.network);
                     self.events.push_back(RelayEvent::NodeDisconnected { conn, node, network });
+                    self.node_moved(node, now);
                 }
             }
             State::Closing => {}
@@ -385,6 +433,13 @@ impl Relay {
             });
             if revoked {
                 let error = proto::Error::new(ErrorCode::TokenRevoked, 0, "the relay_token was revoked");
+                self.close(conn, CloseReason::Revoked, Some(&error), now);
+            }
+            let revoked = self.get(conn).and_then(Connection::link).is_some_and(|link| {
+                link.token.as_ref().is_some_and(|token| self.revocations.is_jti_revoked(&token.jti))
+            });
+            if revoked {
+                let error = proto::Error::new(ErrorCode::TokenRevoked, 0, "the mesh token was revoked");
                 self.close(conn, CloseReason::Revoked, Some(&error), now);
             }
         }

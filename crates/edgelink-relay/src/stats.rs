@@ -21,7 +21,7 @@ macro_rules! reasons {
 reasons! {
     /// Why a frame was not delivered.
     pub enum DropReason {
-        /// Its source is not the node that sent it.
+        /// Its source is not the node that sent it; over the mesh: is not known to be at the relay that sent it.
         ForgedSource = "forged_source",
         /// Its destination is not connected to this relay.
         NotConnected = "not_connected",
@@ -90,8 +90,12 @@ reasons! {
         TokenExpired = "token_expired",
         /// The token was revoked.
         Revoked = "revoked",
-        /// The node has a newer connection.
+        /// The node or relay has a newer connection.
         Replaced = "replaced",
+        /// Two relays are linked already.
+        Duplicate = "duplicate",
+        /// The other relay is not one to link with.
+        NotWanted = "not_wanted",
     }
 }
 
@@ -102,6 +106,10 @@ pub struct RelayStats {
     pub connections: usize,
     /// Authenticated nodes now.
     pub nodes: usize,
+    /// Links to other relays now.
+    pub mesh_links: usize,
+    /// Nodes whose relays are known now.
+    pub locations: usize,
     /// Memory that queued frames keep alive now, in bytes.
     pub queued_bytes: usize,
     /// Messages received.
@@ -110,6 +118,10 @@ pub struct RelayStats {
     pub forwarded_frames: u64,
     /// Their bytes, headers included.
     pub forwarded_bytes: u64,
+    /// Of the forwarded frames, those sent to another relay.
+    pub mesh_out_frames: u64,
+    /// Of the forwarded frames, those that came from another relay.
+    pub mesh_in_frames: u64,
     /// Bytes handed out to be sent, the relay's own answers included.
     pub sent_bytes: u64,
     /// Successful authentications.

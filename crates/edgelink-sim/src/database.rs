@@ -116,6 +116,11 @@ impl Database {
         self.nodes.get(&id)
     }
 
+    /// All nodes' rows.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes.values()
+    }
+
     /// The node with this machine key.
     pub fn node_of(&self, machine: &[u8; 32]) -> Option<&NodeRecord> {
         self.nodes.values().find(|n| n.machine_key_pub == *machine)

@@ -273,6 +273,10 @@ impl Model {
             return Some(format!("{probe:?} arrives twice"));
         }
         self.arrived += 1;
+        if self.nodes.get(&packet.node.0).is_some_and(|node| node.hostile) {
+            // A liar may well believe another liar.
+            return None;
+        }
         if probe.to as usize != packet.node.0 && !self.same_identity(probe.to as usize, packet.node.0, world) {
             return Some(format!("{probe:?} arrives at the wrong node"));
         }

@@ -261,6 +261,7 @@ fn transitions() -> impl Strategy<Value = Transition> {
         1 => Just(Meddling::Delay),
         1 => Just(Meddling::Misdeliver),
         2 => Just(Meddling::Inject),
+        2 => Just(Meddling::LieAboutLocations),
     ];
     let node_kind = prop_oneof![
         Just(Lie::ForgeSource),

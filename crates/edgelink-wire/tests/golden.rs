@@ -84,6 +84,7 @@ fn control_vectors() -> Vec<(&'static str, ControlMessage, Flags)> {
                 stun_ip2: vec![],
                 stun_port: 3478,
                 version: text("0.1.0"),
+                mesh_url: text(""),
             }
             .into(),
         ),

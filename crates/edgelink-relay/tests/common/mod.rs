@@ -236,3 +236,4 @@ fn sent(frame: &edgelink_wire::Frame<'_>) -> Sent {
         _ => Sent::Forwarded(frame.raw.to_vec()),
     }
 }
+pub mod mesh;

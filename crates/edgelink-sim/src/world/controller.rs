@@ -6,6 +6,15 @@ use edgelink_auth::token::Issuer;
 use edgelink_control::{Control, ControlConfig, NodeSettings, StoreOp};
 use std::collections::VecDeque;
 
+/// Which of the controller's endpoints is dialled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    /// `/ws/control`: a node.
+    Control,
+    /// `/ws/server`: a relay.
+    Server,
+}
+
 /// The controller's process.
 pub(super) struct Controller {
     pub(super) core: Control,
@@ -30,6 +39,7 @@ impl World {
             let core = Control::new(config, Issuer::new(&self.token_keys), self.database.snapshot());
             self.controller = Some(Controller { core, conns: BTreeMap::new(), waiting: BTreeMap::new() });
             self.touched.insert(Party::Controller);
+            self.give_tokens();
         }
     }
 
@@ -84,7 +94,13 @@ impl World {
         }
     }
 
-    pub(super) fn arrive_at_controller(&mut self, conn: Option<control::ConnId>, id: StreamId, arrival: Arrival) {
+    pub(super) fn arrive_at_controller(
+        &mut self,
+        endpoint: Endpoint,
+        conn: Option<control::ConnId>,
+        id: StreamId,
+        arrival: Arrival,
+    ) {
         let now = self.server_now();
         let Some(controller) = &mut self.controller else {
             return self.hang_up(id, End::Server, "connection refused");
@@ -92,10 +108,13 @@ impl World {
         self.touched.insert(Party::Controller);
         match (arrival, conn) {
             (Arrival::Opened, _) => {
-                let conn = controller.core.connect(now);
+                let conn = match endpoint {
+                    Endpoint::Control => controller.core.connect(now),
+                    Endpoint::Server => controller.core.connect_server(now),
+                };
                 controller.conns.insert(conn, id);
                 if let Some(ends) = self.ends.get_mut(&id) {
-                    ends.server = Some(Server::Control(Some(conn)));
+                    ends.server = Some(Server::Control(endpoint, Some(conn)));
                 }
                 self.streams.accept(id, self.now, &mut self.rng);
             }
@@ -133,14 +152,8 @@ impl World {
                         self.hang_up(stream, End::Server, "closed by the controller");
                     }
                 }
-                control::Event::Revoked(record) => {
-                    for (index, relay) in self.relays.iter_mut().enumerate() {
-                        if let Some(core) = relay.core_mut() {
-                            core.revoke(&record, now);
-                            self.touched.insert(Party::Relay(index));
-                        }
-                    }
-                }
+                // Every relay is told on its own connection, the built-in one as well.
+                control::Event::Revoked(_) => {}
                 control::Event::Store(StoreOp::Enroll { conn, request }) => {
                     let outcome = self.database.enroll(&request);
                     self.apply_changes();
@@ -152,7 +165,11 @@ impl World {
                     self.database.set_node_key(node, key);
                     self.apply_changes();
                 }
-                control::Event::Store(StoreOp::Seen { .. }) => {}
+                control::Event::Store(StoreOp::UpdateServer(record)) => {
+                    self.database.put_server(record);
+                    self.apply_changes();
+                }
+                control::Event::Store(StoreOp::Seen { .. } | StoreOp::ServerSeen { .. }) => {}
             }
         }
     }

@@ -30,6 +30,8 @@ pub enum HostileRelay {
     Misdeliver,
     /// Adds messages of its own: nonsense, and answers that nobody asked for.
     Inject,
+    /// Tells the controller that every node is connected to it.
+    LieAboutLocations,
 }
 
 /// What a hostile node does.
@@ -68,6 +70,8 @@ impl World {
         if let Some(host) = self.relays.get_mut(index.0) {
             host.malice = kind.map(|kind| Malice { kind, memory: VecDeque::new(), rng });
         }
+        // What it says of locations, it says when it connects.
+        self.streams.reset_between(index.party(), Party::Controller, self.now, &mut self.rng);
         let lenient = self.relays.iter().any(|host| host.malice.is_some());
         self.watch.set_lenient(lenient, self.now - self.start);
     }
@@ -101,8 +105,11 @@ impl World {
     /// What a message becomes on its way, if its sender is hostile.
     pub(super) fn corrupt(&mut self, sender: Party, receiver: Party, id: StreamId, message: Bytes) -> Vec<Bytes> {
         match (sender, receiver) {
-            (Party::Relay(relay), Party::Node(_)) if self.relays.get(relay).is_some_and(|r| r.malice.is_some()) => {
+            (Party::Relay(relay), Party::Node(_) | Party::Relay(_)) if self.is_hostile_relay(relay) => {
                 self.meddle(relay, id, &message)
+            }
+            (Party::Relay(relay), Party::Controller) if self.is_hostile_relay(relay) => {
+                self.lie_about_locations(relay, id, message)
             }
             (Party::Node(node), Party::Relay(_)) => {
                 self.try_as_impostor(&message);
@@ -174,6 +181,7 @@ impl World {
                     malice.keep(raw);
                 }
                 HostileRelay::Drop => {}
+                HostileRelay::LieAboutLocations => own.extend(&raw),
                 HostileRelay::Delay => {
                     if let Some(old) = malice.memory.pop_front() {
                         own.extend(old);
@@ -195,11 +203,11 @@ impl World {
                 }
             }
         }
-        for (stream, bytes) in elsewhere {
+        for ((stream, to), bytes) in elsewhere {
             if stream == id {
                 own.extend(bytes);
             } else {
-                self.streams.send(stream, End::Client, bytes.into(), self.now, &mut self.rng);
+                self.streams.send(stream, to, bytes.into(), self.now, &mut self.rng);
             }
         }
         if own.is_empty() { Vec::new() } else { vec![own.into()] }
@@ -271,9 +279,47 @@ impl World {
         }
     }
 
-    fn streams_of_relay(&self, relay: usize) -> Vec<StreamId> {
-        let of = |ends: &Ends| matches!(ends.server, Some(Server::Relay(index, Some(_))) if index == relay);
-        self.ends.iter().filter(|(_, ends)| of(ends)).map(|(id, _)| *id).collect()
+    fn is_hostile_relay(&self, relay: usize) -> bool {
+        self.relays.get(relay).is_some_and(|host| host.malice.is_some())
+    }
+
+    /// Every node of every network is here, says a relay that lies.
+    fn lie_about_locations(&mut self, relay: usize, id: StreamId, message: Bytes) -> Vec<Bytes> {
+        let lies = |host: &relay::Host| host.malice.as_ref().is_some_and(|m| m.kind == HostileRelay::LieAboutLocations);
+        let Some(own) = self.relays.get(relay).filter(|host| lies(host)).map(|host| host.id) else {
+            return vec![message];
+        };
+        let everybody: Vec<proto::NodeLocation> = self
+            .database
+            .nodes()
+            .map(|row| proto::NodeLocation { node_id: row.id.0, network_id: row.network_id.0, relay_ids: vec![own.0] })
+            .collect();
+        let reassembler = self.rewriters.entry(id).or_default();
+        let mut out = Vec::new();
+        for frame in edgelink_wire::frames(&message).flatten() {
+            if frame.frame_type() != Some(FrameType::ServerNodeLoc) {
+                out.extend_from_slice(frame.raw);
+                continue;
+            }
+            if let Ok(Some(received)) = reassembler.push(&frame)
+                && let ControlMessage::ServerNodeLoc(mut locations) = received.message
+            {
+                locations.nodes.retain(|said| everybody.iter().all(|known| known.node_id != said.node_id));
+                locations.nodes.extend(everybody.clone());
+                out.extend(messages::encode(&locations, Flags::NONE).unwrap_or_default());
+            }
+        }
+        if out.is_empty() { Vec::new() } else { vec![out.into()] }
+    }
+
+    /// A relay's connections, with the ends towards which it sends.
+    fn streams_of_relay(&self, relay: usize) -> Vec<(StreamId, End)> {
+        let of = |ends: &Ends| match (ends.client, ends.server) {
+            (_, Some(Server::Relay(index, _, Some(_)))) if index == relay => Some(End::Client),
+            (Some(Client::Mesh(index, relay::MeshEnd::Linked(_))), _) if index == relay => Some(End::Server),
+            _ => None,
+        };
+        self.ends.iter().filter_map(|(id, ends)| Some((*id, of(ends)?))).collect()
     }
 }
 

@@ -22,7 +22,6 @@ use edgelink_relay::Relay;
 use node::Host;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
-use relay::ConnId as RelayConnId;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -131,14 +130,18 @@ struct Ends {
 
 #[derive(Clone, Copy)]
 enum Client {
-    /// A node's connection.
+    /// A node's connection to the controller or a relay.
     Node(usize, LinkId),
+    /// A relay's connection to the controller.
+    Uplink(usize),
+    /// A relay's connection to another one.
+    Mesh(usize, relay::MeshEnd),
 }
 
 #[derive(Clone, Copy)]
 enum Server {
-    Control(Option<control::ConnId>),
-    Relay(usize, Option<RelayConnId>),
+    Control(controller::Endpoint, Option<control::ConnId>),
+    Relay(usize, relay::Endpoint, Option<relay::ConnId>),
 }
 
 impl World {
@@ -398,9 +401,7 @@ impl World {
         let mut turns = 0;
         loop {
             while let Some((id, to)) = self.streams.next_roomy() {
-                if let Some((_, sender)) = self.streams.parties(id, to) {
-                    self.room(id, sender);
-                }
+                self.room(id, to);
             }
             self.tail_change_log();
             let Some(party) = self.touched.pop_first() else { return };
@@ -432,28 +433,40 @@ impl World {
         match end {
             End::Client => match ends.client {
                 Some(Client::Node(index, link)) => self.arrive_at_node(index, link, id, arrival),
+                Some(Client::Uplink(index)) => self.arrive_at_uplink(index, id, arrival),
+                Some(Client::Mesh(index, end)) => self.arrive_at_mesh_dialler(index, end, id, arrival),
                 None => {}
             },
             End::Server => match ends.server {
-                Some(Server::Control(conn)) => self.arrive_at_controller(conn, id, arrival),
-                Some(Server::Relay(index, conn)) => self.arrive_at_relay(index, conn, id, arrival),
+                Some(Server::Control(endpoint, conn)) => self.arrive_at_controller(endpoint, conn, id, arrival),
+                Some(Server::Relay(index, endpoint, conn)) => {
+                    self.arrive_at_relay((index, endpoint, conn), id, arrival);
+                }
                 None => {}
             },
         }
         true
     }
 
-    /// There is room again in a stream whose sender found none.
-    fn room(&mut self, id: StreamId, sender: Party) {
+    /// There is room again towards an end of a stream, whose other end found none.
+    fn room(&mut self, id: StreamId, to: End) {
         let Some(ends) = self.ends.get(&id).copied() else { return };
-        match (sender, ends) {
-            (Party::Node(_), Ends { client: Some(Client::Node(index, link)), .. }) => self.flush_link(index, link),
-            (Party::Controller, _) => self.flush_controller(id),
-            (Party::Relay(_), Ends { server: Some(Server::Relay(index, Some(conn))), .. }) => {
+        match (to, ends) {
+            (End::Server, Ends { client: Some(Client::Node(index, link)), .. }) => self.flush_link(index, link),
+            (End::Server, Ends { client: Some(Client::Mesh(index, relay::MeshEnd::Linked(conn))), .. })
+            | (End::Client, Ends { server: Some(Server::Relay(index, _, Some(conn))), .. }) => {
                 self.flush_relay(index, conn);
             }
+            (End::Client, Ends { server: Some(Server::Control(..)), .. }) => self.flush_controller(id),
             _ => {}
         }
+    }
+
+    /// A process dials another one.
+    fn dial(&mut self, from: Party, client: Client, to: Party, server: Server) -> StreamId {
+        let stream = self.streams.dial(from, to, self.now, &mut self.rng);
+        self.ends.insert(stream, Ends { client: Some(client), server: Some(server) });
+        stream
     }
 
     /// One end of a stream is done with it.

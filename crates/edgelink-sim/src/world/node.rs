@@ -261,7 +261,7 @@ impl World {
             let Some(host) = self.nodes.get_mut(index).filter(|host| host.asleep.is_none()) else { return };
             let Some(event) = host.node.as_mut().and_then(Node::poll_event) else { return };
             match event {
-                edge::Event::Dial { link, target } => self.dial(index, link, &target),
+                edge::Event::Dial { link, target } => self.dial_from_node(index, link, &target),
                 edge::Event::Close { link, last } => {
                     if let Some(stream) = host.links.remove(&link) {
                         if let Some(last) = last {
@@ -288,16 +288,15 @@ impl World {
         }
     }
 
-    fn dial(&mut self, index: usize, link: LinkId, target: &Target) {
+    fn dial_from_node(&mut self, index: usize, link: LinkId, target: &Target) {
         let (party, server) = match target {
-            Target::Control => (Party::Controller, Server::Control(None)),
+            Target::Control => (Party::Controller, Server::Control(controller::Endpoint::Control, None)),
             Target::Relay { id, .. } => {
                 let relay = self.relays.iter().position(|r| r.id == *id).unwrap_or_default();
-                (Party::Relay(relay), Server::Relay(relay, None))
+                (Party::Relay(relay), Server::Relay(relay, relay::Endpoint::Data, None))
             }
         };
-        let stream = self.streams.dial(Party::Node(index), party, self.now, &mut self.rng);
-        self.ends.insert(stream, Ends { client: Some(Client::Node(index, link)), server: Some(server) });
+        let stream = self.dial(Party::Node(index), Client::Node(index, link), party, server);
         if let Some(host) = self.nodes.get_mut(index) {
             host.links.insert(link, stream);
         }

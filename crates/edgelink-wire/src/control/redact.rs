@@ -58,6 +58,7 @@ impl fmt::Debug for proto::MeshToken {
             .field("server_id", &self.server_id)
             .field("token", &hide(&self.token))
             .field("url", &self.url)
+            .field("path", &self.path)
             .finish()
     }
 }
