@@ -19,6 +19,7 @@ pub mod key_announce;
 pub mod packet;
 pub mod ping;
 pub mod probe;
+pub mod stun;
 pub mod udp;
 pub mod virtio;
 

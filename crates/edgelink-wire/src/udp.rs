@@ -58,7 +58,7 @@ pub fn demux(datagram: &[u8]) -> Result<Datagram<'_>, Dropped> {
 
 /// Cookie, zero top bits and a length field that fits (RFC 8489 §5). With the length, which the RFC makes a multiple
 /// of four, no frame and no keepalive of ours can be taken for STUN, whatever its ids.
-fn is_stun(datagram: &[u8]) -> bool {
+pub(crate) fn is_stun(datagram: &[u8]) -> bool {
     let Some(&[t0, _, l0, l1, c0, c1, c2, c3]) = datagram.first_chunk() else { return false };
     let len = usize::from(u16::from_be_bytes([l0, l1]));
     t0 & 0xc0 == 0
