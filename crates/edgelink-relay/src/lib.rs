@@ -24,6 +24,7 @@ mod queue;
 mod rate;
 mod relay;
 mod stats;
+pub mod stun;
 mod timers;
 
 pub use event::{CloseReason, ConnId, ConnectError, RelayEvent};
