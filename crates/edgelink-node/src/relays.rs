@@ -14,6 +14,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 const HANDSHAKE: Duration = Duration::from_secs(20);
+/// The most bytes of a relay's control message. It has small ones only, and a list of empty elements takes two hundred
+/// times its bytes in memory: with the protocol's limit of 8 MiB, a kilobyte from a hostile relay would take 1.6 GB.
+const MESSAGE_LIMIT: usize = 64 << 10;
 /// A relay must be faster by at least this to be chosen over a living one.
 const MIN_GAIN: Duration = Duration::from_millis(10);
 /// Weight of a new sample in the smoothed round trip, as in RFC 6298.
@@ -48,7 +51,7 @@ impl Relay {
             link: None,
             phase: Phase::Down,
             backoff: Backoff::default(),
-            reassembler: Reassembler::new(),
+            reassembler: Reassembler::with_limit(MESSAGE_LIMIT),
             last_received: None,
             ping_seq: 0,
             rtt: None,
@@ -98,7 +101,7 @@ impl Node {
         let token = self.relay_token();
         let Some(relay) = self.relays.get_mut(&id) else { return };
         relay.phase = Phase::Hello;
-        relay.reassembler = Reassembler::new();
+        relay.reassembler = Reassembler::with_limit(MESSAGE_LIMIT);
         relay.last_received = Some(now.mono);
         self.timers.set(Timer::Relay(id), now.mono + HANDSHAKE);
         let request = proto::AuthRequest {
