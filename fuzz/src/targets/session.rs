@@ -59,7 +59,7 @@ fn key(id: NodeId, seq: u64) -> (NodeKey, SignedStatement) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
-static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+pub(super) static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 fn table(id: NodeId) -> SessionTable {
     let mut table = SessionTable::new(SessionConfig { network_id: NETWORK, node_id: id, psk: None, window: 8_192 });

@@ -1,9 +1,13 @@
-//! STUN: this codec against stun-types, an independent one; what is read encodes to something that reads the same.
+//! STUN: this codec against stun-types, an independent one; what is read encodes to something that reads the same; and
+//! the server.
 
 use crate::golden::vector;
+use edgelink_relay::stun::{Addresses, MAX_GROWTH, Responder, Socket, StunConfig, Which};
 use edgelink_wire::stun::binding::{Refusal, Request, Response, Success, Unknown};
 use edgelink_wire::stun::{BINDING, Class, Message, StunError, TransactionId, attribute};
-use stun_types::attribute::{AttributeType, XorMappedAddress};
+use rand_core::SeedableRng;
+use std::net::SocketAddr;
+use stun_types::attribute::{AttributeType, ErrorCode, XorMappedAddress};
 use stun_types::message as theirs;
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
@@ -28,6 +32,37 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
 }
 
 pub(crate) fn run(datagram: &[u8]) {
+    codec(datagram);
+    server(datagram);
+}
+
+/// What the server says to it: little, to a request only, and to be understood by the other implementation.
+fn server(datagram: &[u8]) {
+    let addresses = Addresses::new([198, 18, 0, 1].into(), Some([198, 18, 0, 2].into()));
+    let config = StunConfig { buckets: 1, ..StunConfig::new(addresses) };
+    let mut responder = Responder::new(config, &mut rand_chacha::ChaCha8Rng::seed_from_u64(1));
+    let (client, now) = (SocketAddr::from(([203, 0, 113, 9], 40_001)), *super::session::ORIGIN);
+    let local = Socket { ip: Which::First, port: Which::Second };
+    let Some(answer) = responder.answer(local, client, datagram, now) else { return };
+    assert!(Message::parse(datagram).is_ok_and(|asked| (asked.class, asked.method) == (Class::Request, BINDING)));
+    assert!(answer.datagram().len() <= datagram.len() + MAX_GROWTH);
+    assert_eq!(answer.datagram()[4..20], datagram[4..20], "cookie and transaction");
+    let message = theirs::Message::from_bytes(answer.datagram()).expect("stun-types understands the answer");
+    match message.class() {
+        theirs::MessageClass::Success => {
+            let mapped = message.attribute::<XorMappedAddress>().unwrap();
+            assert_eq!(mapped.addr(message.transaction_id()), client);
+        }
+        theirs::MessageClass::Error => {
+            let code = message.attribute::<ErrorCode>().unwrap().code();
+            assert!(code == 400 || code == 420);
+        }
+        other => panic!("answered with {other:?}"),
+    }
+    assert!(responder.answer(local, client, answer.datagram(), now).is_none(), "an answer is answered");
+}
+
+fn codec(datagram: &[u8]) {
     let (ours, other) = (Message::parse(datagram), theirs::Message::from_bytes(datagram));
     // They take what a stream would have: something behind the message, an attribute that does not end inside it.
     let (message, other) = match (ours, other) {
