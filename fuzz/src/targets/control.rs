@@ -6,10 +6,10 @@ use edgelink_wire::control::{ControlMessage, Reassembler, encode};
 use edgelink_wire::{Flags, FrameType, WireError, frames, put_frame};
 
 /// The reassembler's limit here.
-const LIMIT: usize = 256 << 10;
+const LIMIT: usize = 64 << 10;
 /// The decoded message decides: an empty `Peer` takes two bytes on the wire and 400 in memory, both vectors of a list
 /// that has just grown counted. Channels therefore have limits of their own, below that of the protocol.
-pub(crate) const MAX_MEMORY: usize = 64 << 20;
+pub(crate) const MAX_MEMORY: usize = 16 << 20;
 
 const RAW: u8 = 0;
 const SPLIT: u8 = 1;
@@ -31,7 +31,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     // Lists of empty elements, almost as many as fit: they take the most memory for a byte.
     let lists = [(0x03, 3), (0x03, 4), (0x03, 6), (0x04, 3), (0x04, 8), (0x22, 1), (0x31, 2), (0x41, 1), (0x42, 1)];
     for (n, (ty, field)) in (0..).zip(lists) {
-        seeds.push([&[REPEATED, ty, n % 2, 81][..], &chunk(&[field << 3 | 2, 0].repeat(100))].concat());
+        seeds.push([&[REPEATED, ty, n % 2, 20][..], &chunk(&[field << 3 | 2, 0].repeat(100))].concat());
     }
     // A bomb: zeros.
     let bomb = zstd::bulk::compress(&vec![0; 1 << 20], 19).unwrap();
