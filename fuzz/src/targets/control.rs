@@ -8,8 +8,9 @@ use edgelink_wire::{Flags, FrameType, WireError, frames, put_frame};
 /// The reassembler's limit here.
 const LIMIT: usize = 64 << 10;
 /// The decoded message decides: an empty `Peer` takes two bytes on the wire and 400 in memory, both vectors of a list
-/// that has just grown counted. Channels therefore have limits of their own, below that of the protocol.
-pub(crate) const MAX_MEMORY: usize = 16 << 20;
+/// that has just grown counted; and two outcomes are compared. Channels therefore have limits of their own, below that
+/// of the protocol.
+pub(crate) const MAX_MEMORY: usize = 32 << 20;
 
 const RAW: u8 = 0;
 const SPLIT: u8 = 1;
@@ -32,6 +33,10 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let lists = [(0x03, 3), (0x03, 4), (0x03, 6), (0x04, 3), (0x04, 8), (0x22, 1), (0x31, 2), (0x41, 1), (0x42, 1)];
     for (n, (ty, field)) in (0..).zip(lists) {
         seeds.push([&[REPEATED, ty, n % 2, 20][..], &chunk(&[field << 3 | 2, 0].repeat(100))].concat());
+    }
+    // Beyond the limit, plain and compressed.
+    for compress in [0, 1] {
+        seeds.push([&[REPEATED, 0x22, compress, 40][..], &chunk(&[15 << 3 | 2, 4, 1, 2, 3, 4].repeat(30))].concat());
     }
     // A bomb: zeros.
     let bomb = zstd::bulk::compress(&vec![0; 1 << 20], 19).unwrap();
@@ -57,7 +62,7 @@ pub(crate) fn run(data: &[u8]) {
         _ => {
             let (ty, compress, times) = (input.u8(), input.u8(), input.u8());
             let piece = input.chunk();
-            let body = piece.repeat((usize::from(times) * 16).min(LIMIT / piece.len().max(1) + 2));
+            let body = piece.repeat((usize::from(times) * 16).min(2 * LIMIT / piece.len().max(1) + 2));
             split(ty, 0, compress, 60, &body);
         }
     }

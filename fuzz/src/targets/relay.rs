@@ -53,6 +53,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         to(2, &data(300, 400, 1)),
         to(2, &data(100, 200, 1)),
         to(3, &[frame(0x7f, b"new"), data(400, 9, 1)].concat()),
+        [&[PACKET, 3, 0, 0][..], &chunk(b"into the other network"), &[TRANSMIT, 3, 255, TRANSMIT, 2, 255]].concat(),
         [&[PACKET, 0, 1, 5][..], &chunk(b"ciphertext"), &[TRANSMIT, 1, 4, TRANSMIT, 0, 1, TRANSMIT, 2, 255]].concat(),
         to(0, &offer(100, &token)),
         to(1, &[1, 0x10, 0]),
