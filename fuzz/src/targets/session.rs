@@ -6,9 +6,11 @@ use edgelink_auth::{NodeKey, SignedStatement};
 use edgelink_model::NodeId;
 use edgelink_session::{OpenError, SessionConfig, SessionTable};
 use edgelink_wire::{Flags, FrameType, data};
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
 
 const FRESH: u8 = 0;
 const HOLD: u8 = 1;
@@ -61,8 +63,9 @@ fn key(id: NodeId, seq: u64) -> (NodeKey, SignedStatement) {
 #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
 pub(super) static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-fn table(id: NodeId) -> SessionTable {
-    let mut table = SessionTable::new(SessionConfig { network_id: NETWORK, node_id: id, psk: None, window: 8_192 });
+fn table(id: NodeId, psk: [u8; 32]) -> SessionTable {
+    let psk = Some(Zeroizing::new(psk));
+    let mut table = SessionTable::new(SessionConfig { network_id: NETWORK, node_id: id, psk, window: 8_192 });
     let (key, statement) = key(id, 0);
     table.set_local(key, statement, *ORIGIN).unwrap();
     table
@@ -81,7 +84,9 @@ struct Lab {
 
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input(data);
-    let (sender, receiver) = (table(PEER), table(ME));
+    // Keys of this input's own: libFuzzer sees what is compared, and would play a frame of one run into another.
+    let psk = Sha256::digest(data).into();
+    let (sender, receiver) = (table(PEER, psk), table(ME, psk));
     let mut lab = Lab { sender, receiver, now: *ORIGIN, seq: 0, sealed: HashMap::new(), stale: Vec::new() };
     lab.receiver.set_peer(&key(PEER, 0).1, lab.now).unwrap();
     lab.sender.set_peer(&key(ME, 0).1, lab.now).unwrap();
