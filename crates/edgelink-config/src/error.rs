@@ -1,5 +1,6 @@
 //! Everything that can be wrong with a configuration, in words that say where and what to do.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -17,7 +18,7 @@ impl fmt::Display for Origin {
         match self {
             Self::File(path, Some(line)) => write!(f, "{}:{line}", path.display()),
             Self::File(path, None) => write!(f, "{}", path.display()),
-            Self::Variable(name) => write!(f, "environment variable {name}"),
+            Self::Variable(name) => write!(f, "environment variable {}", shown(name)),
         }
     }
 }
@@ -42,7 +43,7 @@ pub enum ConfigError {
         problem: String,
     },
     /// A key stands twice in one object.
-    #[error("{origin}: `{key}` is given twice")]
+    #[error("{origin}: `{}` is given twice", shown(key))]
     DuplicateKey {
         /// Where the second one is.
         origin: Origin,
@@ -50,7 +51,7 @@ pub enum ConfigError {
         key: String,
     },
     /// There is no such key.
-    #[error("{origin}: unknown key `{key}`{}", suggestion(nearest.as_deref()))]
+    #[error("{origin}: unknown key `{}`{}", shown(key), suggestion(nearest.as_deref()))]
     UnknownKey {
         /// Where.
         origin: Origin,
@@ -60,7 +61,7 @@ pub enum ConfigError {
         nearest: Option<String>,
     },
     /// A key is missing from an object that needs it.
-    #[error("{origin}: `{key}` is missing")]
+    #[error("{origin}: `{}` is missing", shown(key))]
     MissingKey {
         /// Where the object is.
         origin: Origin,
@@ -68,7 +69,7 @@ pub enum ConfigError {
         key: String,
     },
     /// A value is of the wrong type, malformed or out of range.
-    #[error("{origin}: `{key}` must be {expected}, not {found}")]
+    #[error("{origin}: `{}` must be {expected}, not {found}", shown(key))]
     WrongValue {
         /// Where.
         origin: Origin,
@@ -80,7 +81,7 @@ pub enum ConfigError {
         found: String,
     },
     /// An `EDGELINK_…` variable that no EdgeLink program knows.
-    #[error("unknown environment variable {name}{}", suggestion(nearest.as_deref()))]
+    #[error("unknown environment variable {}{}", shown(name), suggestion(nearest.as_deref()))]
     UnknownVariable {
         /// The variable.
         name: String,
@@ -95,6 +96,14 @@ pub enum ConfigError {
         /// What is wrong and what to do.
         problem: String,
     },
+}
+
+/// A key or name as a terminal or log may have it: control characters escaped.
+fn shown(name: &str) -> Cow<'_, str> {
+    if !name.chars().any(char::is_control) {
+        return name.into();
+    }
+    name.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 fn suggestion(nearest: Option<&str>) -> String {

@@ -41,6 +41,17 @@ fn an_unknown_key_is_named_with_the_nearest_known_one() {
     }
 }
 
+/// Found by the fuzz target `config`: a key from a file of dubious origin must not command the terminal that shows it.
+#[test]
+fn control_characters_in_names_are_escaped() {
+    refuses! { ClientConfig:
+        "{\"\u{7f}x\\u001b[2J\": 1}" => "/etc/el.json:1: unknown key `\\u{7f}x\\u{1b}[2J`";
+        r#"{"\u0007": 1, "\u0007": 2}"# => "/etc/el.json:1: `\\u{7}` is given twice";
+    }
+    let error = with_env::<ClientConfig>("", &[("EDGELINK_\u{1b}[2J", "1")]).unwrap_err();
+    assert!(error.to_string().starts_with("unknown environment variable EDGELINK_\\u{1b}[2J"), "{error}");
+}
+
 #[test]
 fn an_ill_typed_or_malformed_value_is_named_with_what_would_be_right() {
     refuses! { ControllerConfig:

@@ -23,6 +23,9 @@ pub(crate) const AUTH_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// Until a node is authenticated its messages are small, in pieces as well (DESIGN §6).
 pub(crate) const UNAUTHENTICATED_LIMIT: usize = 4096;
+/// Afterwards they are reports, with room for ten thousand peers. A list of empty elements takes two hundred times its
+/// bytes in memory: with the protocol's limit of 8 MiB, a kilobyte from a hostile node would take 1.6 GB.
+const NODE_LIMIT: usize = 256 << 10;
 /// relay_tokens are refreshed this long before they expire (specification §4.3), auth_tokens 2 h before.
 const RELAY_REFRESH_BEFORE: Duration = Duration::from_secs(15 * 60);
 const AUTH_REFRESH_BEFORE: Duration = Duration::from_secs(2 * 3600);
@@ -450,7 +453,7 @@ impl Control {
             return self.refuse(id, FrameType::AuthRequest as u8, internal(), now);
         };
         if let Some(conn) = self.conns.get_mut(&id) {
-            conn.reassembler.set_limit(edgelink_wire::MAX_REASSEMBLED);
+            conn.reassembler.set_limit(NODE_LIMIT);
             conn.state = State::Ready(Ready {
                 node: record.id,
                 network: record.network_id,

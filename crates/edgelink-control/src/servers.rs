@@ -23,6 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
+/// The largest message of a relay: a list of all nodes that one relay serves. See the same bound for nodes.
+const SERVER_LIMIT: usize = 512 << 10;
 /// Mesh tokens are renewed when this fraction of their life is left.
 const RENEW_AT: u32 = 4;
 /// Longest URL that a server may register.
@@ -447,7 +449,7 @@ impl Control {
         let ready = Ready { server, jti: claims.jti, sent_version: None, renew_at, last_resend: None };
         if let Some(conn) = self.servers.conns.get_mut(&id) {
             conn.state = State::Ready(ready);
-            conn.reassembler.set_limit(edgelink_wire::MAX_REASSEMBLED);
+            conn.reassembler.set_limit(SERVER_LIMIT);
         }
         // The newest connection wins; the old one's end must not take the new one along (DESIGN §10).
         let hot = self.servers.hot.entry(server).or_default();

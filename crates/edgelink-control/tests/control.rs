@@ -415,6 +415,26 @@ fn nonsense_ends_the_connection_and_nothing_else() {
     let _ = member;
 }
 
+/// Decoded, a list of empty elements takes two hundred times its bytes; found by the fuzz target `control`.
+#[test]
+fn a_members_message_has_at_most_256_kib() {
+    let client = Client::new(1);
+    let mut world = World::new(vec![client.record(1, true)]);
+    let (member, _) = world.join(&client, NodeId(1), 5);
+    world.advance(Duration::from_millis(50));
+    world.events();
+    // LATENCY_REPORT with MORE, 60,000 bytes each.
+    let piece = [&[1, 0x22, 4, 0xea, 0x60][..], &[0; 60_000]].concat();
+    for _ in 0..4 {
+        world.send(member, &piece);
+        assert_eq!(world.events(), []);
+    }
+    world.send(member, &piece);
+    let events = world.events();
+    assert_eq!(error_code(&events), Some(ErrorCode::MessageTooLarge));
+    assert!(events.contains(&Seen::Closed(member)));
+}
+
 #[test]
 fn an_unknown_frame_type_is_answered_and_survived() {
     let mut world = World::new(Vec::new());

@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 const HANDSHAKE: Duration = Duration::from_secs(20);
 /// A relay over which PONGs of peers are missing must say something itself within this time, or four round trips.
 const CHECK: Duration = Duration::from_secs(2);
+/// The most bytes of a relay's control message. It has small ones only, and a list of empty elements takes two hundred
+/// times its bytes in memory: with the protocol's limit of 8 MiB, a kilobyte from a hostile relay would take 1.6 GB.
+const MESSAGE_LIMIT: usize = 64 << 10;
 /// Weight of a new sample in the smoothed round trip, as in RFC 6298.
 const SMOOTHING: u32 = 8;
 
@@ -50,7 +53,7 @@ impl Relay {
             link: None,
             phase: Phase::Down,
             backoff: Backoff::default(),
-            reassembler: Reassembler::new(),
+            reassembler: Reassembler::with_limit(MESSAGE_LIMIT),
             last_received: None,
             ping_seq: 0,
             checked_at: None,
@@ -112,7 +115,7 @@ impl Node {
         let token = self.relay_token();
         let Some(relay) = self.relays.get_mut(&id) else { return };
         relay.phase = Phase::Hello;
-        relay.reassembler = Reassembler::new();
+        relay.reassembler = Reassembler::with_limit(MESSAGE_LIMIT);
         relay.last_received = Some(now.mono);
         self.timers.set(Timer::Relay(id), now.mono + HANDSHAKE);
         let request = proto::AuthRequest {

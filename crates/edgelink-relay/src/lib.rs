@@ -27,6 +27,7 @@ mod queue;
 mod rate;
 mod relay;
 mod stats;
+pub mod stun;
 mod timers;
 mod uplink;
 

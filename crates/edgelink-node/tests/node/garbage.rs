@@ -205,6 +205,31 @@ fn an_endless_split_message_ends_the_connection_within_its_bound() {
     assert_works(&mut world, &mut peer);
 }
 
+/// A kilobyte that takes 1.6 GB when it is decoded; found by the fuzz target `control`.
+#[test]
+fn a_relays_list_of_empty_elements_is_refused_before_it_is_decoded() {
+    for (elements, refused) in [(1_000, false), (4_000_000, true)] {
+        let (mut world, mut peer) = talking();
+        // Field 3 of CONFIG, peers, length 0.
+        let body = [3 << 3 | 2, 0].repeat(elements);
+        let mut message = Vec::new();
+        put_frame(&mut message, FrameType::Config, Flags::COMPRESSED, &zstd::bulk::compress(&body, 3).unwrap())
+            .unwrap();
+        assert!(message.len() < 1_024);
+        let relay = world.relay();
+        world.deliver_raw(relay, &message);
+        let closed = world.node.poll_event();
+        assert_eq!(matches!(&closed, Some(Event::Close { last: Some(last), .. }) if says(last, 2003)), refused);
+        assert_works(&mut world, &mut peer);
+    }
+}
+
+fn says(last: &[u8], code: u32) -> bool {
+    let frame = frames(last).next().unwrap().unwrap();
+    let received = Reassembler::new().push(&frame).unwrap().unwrap();
+    matches!(received.message, ControlMessage::Error(error) if error.code == code)
+}
+
 #[test]
 fn configurations_without_sense_are_taken_for_what_they_are() {
     let (mut world, mut peer) = talking();

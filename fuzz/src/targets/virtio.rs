@@ -1,0 +1,132 @@
+//! Super-packets: whatever the header says, nothing is read outside the packet; segments carry the payload, and their
+//! checksums are right by a routine of this file's own.
+
+use crate::input::Input;
+use crate::packets::{tcp, udp};
+use edgelink_wire::virtio::{
+    self, F_NEEDS_CSUM, GSO_NONE, MAX_SEGMENTS, VirtioHeader, complete_checksum, segment, validate,
+};
+use std::net::Ipv4Addr;
+
+/// The packet as it comes.
+const RAW: u8 = 0;
+/// Its IP length and header length made right first.
+const MENDED: u8 = 1;
+
+const HERE: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 1);
+const THERE: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 2);
+
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for (len, size) in [(3_000, 1_000), (100, 7), (1, 1), (2_500, 1_400)] {
+        let payload: Vec<u8> = (0..len).map(|n| n as u8).collect();
+        let (header, packet) = tcp(HERE, THERE, &payload, size);
+        let mut v6 =
+            [&[0x60, 0, 0, 0][..], &(20 + len as u16).to_be_bytes(), &[6, 64], &[0x20; 32], &packet[20..]].concat();
+        let mut h6 = VirtioHeader::parse(&header).unwrap();
+        (h6.gso_type, h6.csum_start, h6.hdr_len) = (virtio::GSO_TCPV6, 40, 60);
+        v6[52] = 0x50;
+        for (header, packet) in [(header, packet), (h6.to_bytes(), v6)] {
+            seeds.push([&[RAW, 0, 0][..], &header, &packet].concat());
+            seeds.push([&[MENDED, 2, 0][..], &header, &packet].concat());
+        }
+    }
+    seeds.push([&[RAW, 0, 0][..], &[0; 10], &udp(HERE, THERE, b"plain")].concat());
+    seeds.push([&[RAW, 0, 0][..], &[1, 0, 0, 0, 0, 0, 20, 0, 6, 0], &udp(HERE, THERE, b"to complete")].concat());
+    seeds
+}
+
+pub(crate) fn run(data: &[u8]) {
+    let mut input = Input(data);
+    let (mode, limit) = (input.u8(), input.u16());
+    let header = VirtioHeader::parse(&input.array::<10>()).unwrap();
+    assert_eq!(VirtioHeader::parse(&header.to_bytes()), Some(header));
+    let mut packet = input.0.to_vec();
+    if mode % 2 == MENDED {
+        mend(&mut packet);
+    }
+    let mut completed = packet.clone();
+    let done = complete_checksum(&header, &mut completed);
+    assert_eq!(completed.len(), packet.len());
+    if header.flags & F_NEEDS_CSUM == 0 {
+        assert_eq!((done, &completed), (Ok(()), &packet));
+    }
+
+    let valid = validate(&header, &packet);
+    let limit = (limit > 0).then_some(limit);
+    let mut segments = Vec::new();
+    let count = segment(&header, &packet, limit, |segment| segments.push(segment.to_vec()));
+    let Ok(count) = count else {
+        assert!(valid.is_err(), "valid, but not to be segmented: {count:?}");
+        assert!(segments.is_empty());
+        return;
+    };
+    assert_eq!(count, segments.len());
+    if header.gso_type == GSO_NONE {
+        assert_eq!(segments.len(), usize::from(!packet.is_empty()));
+        return;
+    }
+    check(&header, &packet, limit, &segments);
+    if valid.is_ok() && limit.is_none() {
+        assert!(count <= MAX_SEGMENTS);
+    }
+}
+
+/// The segments of a packet that was cut.
+fn check(header: &VirtioHeader, packet: &[u8], limit: Option<u16>, segments: &[Vec<u8>]) {
+    let mss = usize::from(limit.map_or(header.gso_size, |limit| limit.min(header.gso_size)));
+    let ip = ip_header(packet);
+    let head = ip + usize::from(packet[ip + 12] >> 4) * 4;
+    let first = u32::from_be_bytes(packet[ip + 4..ip + 8].try_into().unwrap());
+    let mut payload: Vec<u8> = Vec::new();
+    for (n, segment) in segments.iter().enumerate() {
+        assert!(segment.len() > head && segment.len() - head <= mss);
+        assert!(n + 1 == segments.len() || segment.len() - head == mss, "only the last may be short");
+        let seq = u32::from_be_bytes(segment[ip + 4..ip + 8].try_into().unwrap());
+        assert_eq!(seq, first.wrapping_add(payload.len() as u32));
+        if packet[0] >> 4 == 4 {
+            assert_eq!(usize::from(u16::from_be_bytes([segment[2], segment[3]])), segment.len());
+            assert_eq!(sum(&segment[..ip]), 0xffff, "IP checksum");
+            assert_eq!(transport_sum(&segment[12..20], segment, ip), 0xffff, "TCP checksum");
+        } else {
+            assert_eq!(usize::from(u16::from_be_bytes([segment[4], segment[5]])), segment.len() - 40);
+            assert_eq!(transport_sum(&segment[8..40], segment, ip), 0xffff, "TCP checksum");
+        }
+        payload.extend(&segment[head..]);
+    }
+    assert_eq!(payload, &packet[head..], "the payload, whole and in order");
+}
+
+/// Length of the IP header.
+fn ip_header(packet: &[u8]) -> usize {
+    if packet[0] >> 4 == 4 { usize::from(packet[0] & 15) * 4 } else { 40 }
+}
+
+fn transport_sum(addresses: &[u8], segment: &[u8], ip: usize) -> u32 {
+    let tcp = &segment[ip..];
+    let pseudo = [addresses, &(tcp.len() as u32).to_be_bytes(), &[0, 0, 0, 6]].concat();
+    let padded = if tcp.len() % 2 == 1 { [tcp, &[0]].concat() } else { tcp.to_vec() };
+    sum(&[pseudo, padded].concat())
+}
+
+/// One's complement sum, byte by byte: 0xffff when a checksum inside is right (RFC 1071).
+fn sum(bytes: &[u8]) -> u32 {
+    let mut sum = 0u32;
+    for (n, byte) in bytes.iter().enumerate() {
+        sum += u32::from(*byte) << if n % 2 == 0 { 8 } else { 0 };
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum
+}
+
+/// Makes lengths right, so that more than the lengths is looked at.
+fn mend(packet: &mut [u8]) {
+    let len = packet.len();
+    match packet {
+        [first, _, high, low, ..] if *first >> 4 == 4 => [*high, *low] = (len as u16).to_be_bytes(),
+        [first, _, _, _, high, low, ..] if *first >> 4 == 6 && len >= 40 => {
+            [*high, *low] = (len as u16 - 40).to_be_bytes()
+        }
+        _ => {}
+    }
+}
