@@ -155,6 +155,9 @@ pub(crate) struct MeasureArguments {
     /// How long each measurement takes.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
+    /// TCP's congestion control, e.g. cubic or bbr; the system's default otherwise.
+    #[arg(long, value_name = "NAME")]
+    congestion: Option<String>,
 }
 
 pub(crate) fn measure_link(arguments: &MeasureArguments) -> Result<ExitCode> {
@@ -162,6 +165,12 @@ pub(crate) fn measure_link(arguments: &MeasureArguments) -> Result<ExitCode> {
     let lab = Lab::with_tools(&[Tool::Ping, Tool::Iperf3])?;
     let (a, b) = (lab.host("a")?, lab.host("b")?);
     let link = lab.impaired_link(port(&a, "eth0", "10.0.0.1/24"), port(&b, "eth0", "10.0.0.2/24"), &impairment)?;
+    for host in [&a, &b] {
+        // Windows for 1 Gbit/s at half a second there and back, so that it is the link that is measured.
+        for key in ["tcp_rmem", "tcp_wmem"] {
+            host.sysctl(&format!("net.ipv4.{key}"), "4096 131072 67108864")?;
+        }
+    }
     let (at_a, at_b) =
         (Inside { host: &a, address: [10, 0, 0, 1].into() }, Inside { host: &b, address: [10, 0, 0, 2].into() });
 
@@ -198,7 +207,7 @@ pub(crate) fn measure_link(arguments: &MeasureArguments) -> Result<ExitCode> {
         arrived.late
     );
 
-    let speed = measure::throughput(&a, at_b, arguments.seconds)?;
+    let speed = measure::throughput(&a, at_b, arguments.seconds, arguments.congestion.as_deref())?;
     println!("TCP       {:.1} Mbit/s, one connection", speed / 1e6);
     let counters = link.counters(Direction::Forth)?;
     let beyond = counters.overruns + counters.overflowed;

@@ -39,6 +39,8 @@ const MAX_FRAME: usize = HEADER + 14 + 65_536;
 const BUFFER: usize = 16 << 20;
 /// Frames read from one side before the other gets its turn.
 const BATCH: usize = 64;
+/// How long a link counts as busy after a frame.
+const BUSY: Duration = Duration::from_millis(1);
 /// A stamp older than this is the clock's fault, not the scheduler's.
 const MAX_AGE: Duration = Duration::from_millis(100);
 
@@ -134,6 +136,7 @@ fn forward(sides: &[Side; 2], stop: &EventFd) {
     let mut buf = vec![0; MAX_FRAME];
     let mut stamp = cmsg_space!(TimeSpec);
     let [one, other] = sides;
+    let mut last = None;
     loop {
         let mut idle = true;
         for (from, to) in [(one, other), (other, one)] {
@@ -147,13 +150,24 @@ fn forward(sides: &[Side; 2], stop: &EventFd) {
             }
             deliver(from, to);
         }
-        if idle {
+        let now = Instant::now();
+        if !idle {
+            last = Some(now);
+        }
+        // Waking up for every frame costs the machine more than carrying it. On a busy link that can wait, frames are
+        // collected: they still leave when they are due, since their arrival was stamped.
+        let busy = last.is_some_and(|last| now.saturating_duration_since(last) < BUSY);
+        let nap = one.pipe().nap().min(other.pipe().nap());
+        let collect = busy && !nap.is_zero();
+        if idle || collect {
             let due = [one.pipe().due(), other.pipe().due()].into_iter().flatten().min();
-            let timeout = due.map(|due| TimeSpec::from_duration(due.saturating_duration_since(Instant::now())));
+            let due = due.map(|due| due.saturating_duration_since(now));
+            let timeout = if collect { Some(due.map_or(nap, |due| due.min(nap))) } else { due };
             let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
             let mut fds = [readable(stop.as_fd()), readable(one.socket.as_fd()), readable(other.socket.as_fd())];
+            let watched = if collect { 1 } else { fds.len() };
             // Interrupted: look again.
-            let _ = ppoll(&mut fds, timeout, None);
+            let _ = ppoll(fds.get_mut(..watched).unwrap_or_default(), timeout.map(TimeSpec::from_duration), None);
             let [stop, ..] = fds;
             if stop.any().unwrap_or(false) {
                 return;

@@ -185,12 +185,13 @@ fn receive(socket: &UdpSocket) -> Result<Option<(u64, Duration)>> {
     }
 }
 
-/// One TCP connection by iperf3 for so many seconds; returns what arrived, in bits per second.
+/// One TCP connection by iperf3 for so many seconds, with the system's congestion control or this one (`cubic`, `bbr`);
+/// returns what arrived, in bits per second.
 ///
 /// # Errors
 ///
 /// When iperf3 is missing or fails.
-pub fn throughput(from: &Host, to: Inside<'_>, seconds: u32) -> Result<f64> {
+pub fn throughput(from: &Host, to: Inside<'_>, seconds: u32, congestion: Option<&str>) -> Result<f64> {
     let patience = Duration::from_secs(10);
     let address = to.address.to_string();
     let server = to
@@ -201,6 +202,7 @@ pub fn throughput(from: &Host, to: Inside<'_>, seconds: u32) -> Result<f64> {
     server.wait_line("Server listening", patience)?;
     let seconds_text = seconds.to_string();
     let arguments = ["-c", &address, "-p", IPERF_PORT, "-t", &seconds_text, "-O", "1", "-J"];
+    let arguments = arguments.into_iter().chain(congestion.into_iter().flat_map(|name| ["-C", name]));
     let report =
         from.command("iperf3").args(arguments).timeout(patience * 2 + Duration::from_secs(seconds.into())).run()?;
     let report: Value = serde_json::from_str(&report).context("iperf3's report")?;

@@ -14,6 +14,9 @@ use crate::impairment::Impairment;
 /// Bytes in flight per direction, e.g. 1 s at 2 Gbit/s; what comes beyond that is dropped and counted.
 pub(crate) const MAX_HELD: usize = 256 << 20;
 
+/// Longest time for which frames are collected.
+const NAP: Duration = Duration::from_micros(100);
+
 /// What one direction of a link has done so far, in frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -119,6 +122,13 @@ impl Pipe {
             self.flight.push(Flying { due, sequence: self.sequence, frame: frame.to_vec() });
             self.sequence += 1;
         }
+    }
+
+    /// How long a frame may lie before it is pushed without coming out late, or little late behind a rate.
+    pub(crate) fn nap(&self) -> Duration {
+        let Impairment { delay, jitter, rate, .. } = self.impairment;
+        let least = (delay.saturating_sub(jitter) / 2).min(NAP);
+        if rate.is_some() { least.max(NAP / 2) } else { least }
     }
 
     /// When the next frame comes out.

@@ -128,7 +128,7 @@ fn a_rate_is_a_rate_and_its_queue_is_bounded() {
     let twenty = Impairment::none().rate(20_000_000).queue(Queue::Time(20 * MS));
     let pair = Pair::new(&lab, &twenty);
     // 1,448 of the 1,514 bytes of a full frame are TCP's payload: 19.1 Mbit/s at most, and what the queue held.
-    let speed = throughput(&pair.a, pair.b(), 2).unwrap();
+    let speed = throughput(&pair.a, pair.b(), 2, None).unwrap();
     assert!((17e6..20e6).contains(&speed), "{speed}");
     let counters = pair.link.counters(Direction::Forth).unwrap();
     assert_eq!(counters.super_frames, 0, "senders hand over single segments");
@@ -146,7 +146,7 @@ fn a_rate_is_a_rate_and_its_queue_is_bounded() {
 fn super_frames_stay_whole_where_only_the_delay_is_asked_and_checksums_are_right() {
     let lab = lab();
     let pair = Pair::new(&lab, &Impairment::none().delay(MS));
-    let speed = throughput(&pair.a, pair.b(), 1).unwrap();
+    let speed = throughput(&pair.a, pair.b(), 1, None).unwrap();
     eprintln!("{:.0} Mbit/s at 1 ms in this build", speed / 1e6);
     assert!(speed > 200e6, "{speed}: even a debug build on a busy machine does this");
     let counters = pair.link.counters(Direction::Forth).unwrap();
