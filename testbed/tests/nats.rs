@@ -12,8 +12,9 @@ use std::{
 use common::{MS, SOON, each_kind_at_once, ip, lab};
 use edgelink_testbed::{
     Behaviour::{self, AddressAndPortDependent as Apd, AddressDependent as Ad, EndpointIndependent as Ei},
-    Direction, Host, Impairment, Lab, Nat, NatKind, Process,
+    Direction, Host, Impairment, Lab, Nat, NatKind, Process, Tool,
     probe::{Inside, Observer, hairpin, lives, look, punch},
+    tools,
     topology::{Internet, Site, SitePlan},
     wait,
 };
@@ -267,6 +268,7 @@ fn the_trap_of_a_missing_drop_catches_who_is_punched_too_early() {
 
 #[test]
 fn coturn_agrees() {
+    tools::require(&[Tool::Turnserver, Tool::NatDiscovery]).unwrap();
     each_kind_at_once(|lab| {
         let internet = Internet::new(lab).unwrap();
         let (server, addresses) = internet.server("coturn", 2).unwrap();
