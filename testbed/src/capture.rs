@@ -285,7 +285,7 @@ fn receive(socket: &OwnedFd, shared: &Shared, stop: &EventFd, link_type: u32) {
 }
 
 /// Binds a packet socket to an interface of its own namespace and returns the pcap link type.
-fn bind(socket: &OwnedFd, interface: &str) -> Result<u32> {
+pub(crate) fn bind(socket: &OwnedFd, interface: &str) -> Result<u32> {
     if interface.len() >= libc::IFNAMSIZ {
         bail!("no such interface");
     }
@@ -321,7 +321,7 @@ fn bind(socket: &OwnedFd, interface: &str) -> Result<u32> {
     }
 }
 
-fn dropped_by_kernel(socket: &OwnedFd) -> Result<u32> {
+pub(crate) fn dropped_by_kernel(socket: &OwnedFd) -> Result<u32> {
     #[repr(C)]
     #[derive(Default)]
     struct Statistics {

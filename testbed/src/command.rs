@@ -31,6 +31,7 @@ pub struct HostCommand {
     command: Command,
     program: String,
     stdin: Option<Vec<u8>>,
+    keyboard: bool,
     directory: Option<CString>,
     patience: Duration,
     inherited: Option<(OwnedFd, RawFd)>,
@@ -55,7 +56,16 @@ impl HostCommand {
         }
         let name = Path::new(program).file_name().unwrap_or(program);
         let program = name.to_string_lossy().into_owned();
-        Self { host, command, program, stdin: None, directory: None, patience: PATIENCE, inherited: None }
+        Self {
+            host,
+            command,
+            program,
+            stdin: None,
+            keyboard: false,
+            directory: None,
+            patience: PATIENCE,
+            inherited: None,
+        }
     }
 
     /// Adds an argument.
@@ -100,6 +110,14 @@ impl HostCommand {
     #[must_use]
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
+        self
+    }
+
+    /// Lets the program read what the test process would: the keyboard, usually. Ctrl-C is for the test process all the
+    /// same, and ends the lab with it.
+    #[must_use]
+    pub fn keyboard(mut self) -> Self {
+        self.keyboard = true;
         self
     }
 
@@ -175,7 +193,11 @@ impl HostCommand {
             None => CString::new(std::env::current_dir()?.into_os_string().into_encoded_bytes())?,
         };
         let inherited = self.inherited.as_ref().map(|(fd, number)| (fd.as_fd().as_raw_fd(), *number));
-        self.command.stdin(if with_stdin { Stdio::piped() } else { Stdio::null() });
+        self.command.stdin(match (with_stdin, self.keyboard) {
+            (true, _) => Stdio::piped(),
+            (false, true) => Stdio::inherit(),
+            (false, false) => Stdio::null(),
+        });
         // SAFETY: after the fork only system calls are made, on memory prepared before.
         unsafe {
             self.command.pre_exec(move || {

@@ -5,26 +5,28 @@ use std::{
     fmt,
     io::{self, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    ops::Deref,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::{
     Tool,
     capture::Capture,
     command::HostCommand,
-    firewall::Firewall,
+    impairment::Impairment,
+    link::Link,
     namespace::{self, Base, Isolation, Join, Keeper, Own},
-    process, tools, wait,
+    process,
+    router::Router,
+    tools, wait,
 };
 
 /// The number under which `ip` finds the descriptor of the other host's namespace.
@@ -37,11 +39,13 @@ pub struct LabOptions {
     pub isolation: Isolation,
     /// The programs that must be there at the start.
     pub tools: Vec<Tool>,
+    /// What the dice of its links follow: the same seed and the same frames in the same order, the same losses.
+    pub seed: u64,
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { isolation: Isolation::best(), tools: vec![Tool::Ip, Tool::Nft] }
+        Self { isolation: Isolation::best(), tools: vec![Tool::Ip, Tool::Nft], seed: 1 }
     }
 }
 
@@ -51,6 +55,7 @@ pub struct Lab {
     base: Arc<Base>,
     isolation: Isolation,
     dir: PathBuf,
+    seed: AtomicU64,
     /// Last, since it ends everything.
     _keeper: Keeper,
 }
@@ -88,7 +93,13 @@ impl Lab {
             .context("cannot create a temporary directory")?;
         let doomed = std::env::var_os("EDGELINK_TESTBED_KEEP").is_none();
         match Keeper::start(options.isolation, doomed.then_some(dir.as_path())) {
-            Ok(keeper) => Ok(Self { base: keeper.base(), isolation: options.isolation, dir, _keeper: keeper }),
+            Ok(keeper) => Ok(Self {
+                base: keeper.base(),
+                isolation: options.isolation,
+                dir,
+                seed: AtomicU64::new(options.seed),
+                _keeper: keeper,
+            }),
             Err(error) => {
                 drop(std::fs::remove_dir_all(&dir));
                 Err(error)
@@ -112,6 +123,8 @@ impl Lab {
         for key in ["all.accept_dad", "default.accept_dad", "default.router_solicitations"] {
             host.sysctl(&format!("net.ipv6.conf.{key}"), "0")?;
         }
+        // A second address outlives the first, so that an address can change.
+        host.sysctl("net.ipv4.conf.all.promote_secondaries", "1")?;
         host.ip(&["link", "set", "lo", "up"])?;
         Ok(host)
     }
@@ -126,7 +139,7 @@ impl Lab {
         for key in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
             host.sysctl(&format!("net.{key}"), "1")?;
         }
-        Ok(Router { host })
+        Ok(Router::new(host))
     }
 
     /// Adds an Ethernet switch.
@@ -177,6 +190,12 @@ impl Lab {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+
+    /// A seed that no other link of this lab has.
+    pub(crate) fn next_seed(&self) -> u64 {
+        // Far apart, so that labs with neighbouring seeds share none.
+        self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
+    }
 }
 
 /// One end of a cable: an interface to be, with its addresses.
@@ -202,7 +221,12 @@ impl Port<'_> {
         self
     }
 
-    fn configure(&self) -> Result<()> {
+    /// Its host and interface.
+    pub(crate) fn end(&self) -> (Host, String) {
+        (self.host.clone(), self.interface.clone())
+    }
+
+    pub(crate) fn configure(&self) -> Result<()> {
         for address in &self.addresses {
             self.host.address(&self.interface, address)?;
         }
@@ -273,6 +297,28 @@ impl Host {
     /// As `ip` says.
     pub fn default_route(&self, via: IpAddr) -> Result<()> {
         self.route("default", via)
+    }
+
+    /// Sends everything else to this router from now on, in place of the one that had it: what a host does that changes
+    /// its uplink.
+    ///
+    /// # Errors
+    ///
+    /// As `ip` says.
+    pub fn switch_default_route(&self, via: IpAddr) -> Result<()> {
+        let family = if via.is_ipv4() { "-4" } else { "-6" };
+        self.ip(&[family, "route", "replace", "default", "via", &via.to_string()])
+    }
+
+    /// Gives an interface another address in place of one that it has, with no time in which it has none. Sockets on the
+    /// old one stay and are of no use, and routes that named it as their source go.
+    ///
+    /// # Errors
+    ///
+    /// As `ip` says.
+    pub fn change_address(&self, interface: &str, old: &str, new: &str) -> Result<()> {
+        self.address(interface, new)?;
+        self.remove_address(interface, old)
     }
 
     /// Pulls (`false`) or plugs (`true`) the cable.
@@ -398,9 +444,14 @@ impl Host {
     ///
     /// When there is no such interface.
     pub fn capture(&self, interface: &str) -> Result<Capture> {
-        let socket = namespace::socket(self.join(), libc::AF_PACKET, libc::SOCK_RAW, 0)
-            .with_context(|| format!("{}: cannot open a packet socket", self.name()))?;
-        Capture::start(socket, interface).with_context(|| format!("{}: cannot capture on {interface}", self.name()))
+        Capture::start(self.packet_socket()?, interface)
+            .with_context(|| format!("{}: cannot capture on {interface}", self.name()))
+    }
+
+    /// A packet socket, not bound yet: it sees nothing.
+    pub(crate) fn packet_socket(&self) -> Result<OwnedFd> {
+        namespace::socket(self.join(), libc::AF_PACKET, libc::SOCK_RAW, 0)
+            .with_context(|| format!("{}: cannot open a packet socket", self.name()))
     }
 
     /// A socket of this host.
@@ -431,42 +482,6 @@ impl Host {
     }
 }
 
-/// A host that forwards.
-#[derive(Debug, Clone)]
-pub struct Router {
-    host: Host,
-}
-
-impl Deref for Router {
-    type Target = Host;
-
-    fn deref(&self) -> &Host {
-        &self.host
-    }
-}
-
-impl Router {
-    /// Puts a firewall in place of the present one, at once.
-    ///
-    /// # Errors
-    ///
-    /// As `nft` says.
-    pub fn firewall(&self, firewall: &Firewall) -> Result<()> {
-        self.nft(&firewall.script())
-    }
-
-    /// How many packets the present firewall dropped.
-    ///
-    /// # Errors
-    ///
-    /// When there is none.
-    pub fn dropped(&self) -> Result<u64> {
-        let listing = self.command("nft").args(["list", "counter", "inet", "lab_filter", "dropped"]).run()?;
-        let mut words = listing.split_whitespace().skip_while(|word| *word != "packets");
-        words.nth(1).and_then(|number| number.parse().ok()).ok_or_else(|| anyhow!("no number in {listing:?}"))
-    }
-}
-
 /// An Ethernet switch.
 #[derive(Debug, Clone)]
 pub struct Switch {
@@ -481,10 +496,27 @@ impl Switch {
     ///
     /// When the interface exists already or an address is none.
     pub fn plug(&self, port: Port<'_>) -> Result<()> {
-        let own = format!("p{}", self.ports.fetch_add(1, Ordering::Relaxed));
+        let own = self.next_port();
         cable(port.host, &port.interface, &self.host, &own)?;
         self.host.ip(&["link", "set", &own, "master", "br0"])?;
         port.configure()
+    }
+
+    /// Joins a host to this switch by a bad cable; [`Direction::Forth`](crate::Direction::Forth) is towards the switch.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::plug`], or when the impairment cannot be.
+    pub fn plug_impaired(&self, lab: &Lab, port: Port<'_>, impairment: &Impairment) -> Result<Link> {
+        let own = self.next_port();
+        let link = Link::between(lab, [port.end(), (self.host.clone(), own.clone())], impairment)?;
+        self.host.ip(&["link", "set", &own, "master", "br0"])?;
+        port.configure()?;
+        Ok(link)
+    }
+
+    fn next_port(&self) -> String {
+        format!("p{}", self.ports.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Records everything that passes the port of the `n`th host plugged in, from 0.
@@ -497,7 +529,8 @@ impl Switch {
     }
 }
 
-fn cable(one: &Host, one_interface: &str, other: &Host, other_interface: &str) -> Result<()> {
+/// Joins two interfaces, which it makes.
+pub(crate) fn cable(one: &Host, one_interface: &str, other: &Host, other_interface: &str) -> Result<()> {
     let namespace = format!("/proc/self/fd/{PEER_FD}");
     let peer = ["type", "veth", "peer", "name", other_interface, "netns", namespace.as_str()];
     one.command("ip").args(["link", "add", one_interface]).args(peer).inherit(other.net()?, PEER_FD).run()?;

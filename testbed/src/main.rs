@@ -1,7 +1,9 @@
 //! `edgelink-testbed`: what the testbed needs, and a network to look at.
 #![allow(clippy::disallowed_methods, reason = "the testbed works on the real clock")]
 
+mod bad_network;
 mod demo;
+mod units;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -39,6 +41,12 @@ enum Action {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
+    /// Build two hosts behind NATs of choice and a public server; say what the NATs do, or run a command on one of them.
+    #[command(after_help = bad_network::EXAMPLES)]
+    Nat(bad_network::NatArguments),
+    /// Build a bad link and measure it: round trips, delay, jitter, loss, throughput.
+    #[command(after_help = bad_network::LINK_EXAMPLES)]
+    MeasureLink(bad_network::MeasureArguments),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +54,8 @@ fn main() -> ExitCode {
         Action::Check => check(),
         Action::Demo { bin_dir } => demo(&bin_dir),
         Action::Run { host, port, command } => run(&host, port, &command),
+        Action::Nat(arguments) => bad_network::nat(&arguments),
+        Action::MeasureLink(arguments) => bad_network::measure_link(&arguments),
     };
     done.unwrap_or_else(|error| {
         eprintln!("edgelink-testbed: {error:#}");

@@ -21,10 +21,14 @@ pub enum Tool {
     Ping,
     /// `iperf3`.
     Iperf3,
+    /// coturn's server, which lets clients discover how their NAT behaves.
+    Turnserver,
+    /// coturn's client for that.
+    NatDiscovery,
 }
 
 impl Tool {
-    /// Every tool.
+    /// Every tool that labs and the demonstration need; coturn is for the testbed's own tests.
     pub const ALL: [Self; 4] = [Self::Ip, Self::Nft, Self::Ping, Self::Iperf3];
 
     /// The program's name.
@@ -35,6 +39,8 @@ impl Tool {
             Self::Nft => "nft",
             Self::Ping => "ping",
             Self::Iperf3 => "iperf3",
+            Self::Turnserver => "turnserver",
+            Self::NatDiscovery => "turnutils_natdiscovery",
         }
     }
 
@@ -46,6 +52,7 @@ impl Tool {
             Self::Nft => "nftables",
             Self::Ping => "iputils-ping",
             Self::Iperf3 => "iperf3",
+            Self::Turnserver | Self::NatDiscovery => "coturn",
         }
     }
 }
@@ -97,7 +104,8 @@ fn require_in(tools: &[Tool], path: &[PathBuf]) -> Result<()> {
         return Ok(());
     }
     let programs: Vec<_> = missing.iter().map(|tool| tool.program()).collect();
-    let packages: Vec<_> = missing.iter().map(|tool| tool.package()).collect();
+    let mut packages: Vec<_> = missing.iter().map(|tool| tool.package()).collect();
+    packages.dedup();
     bail!("missing: {}; run: apt-get install {}", programs.join(", "), packages.join(" "));
 }
 
@@ -114,6 +122,8 @@ mod tests {
     fn what_is_missing_is_named_with_its_package() {
         let error = require_in(&[Tool::Ip, Tool::Nft, Tool::Ping], &[PathBuf::from("/nowhere")]).unwrap_err();
         assert_eq!(error.to_string(), "missing: ip, nft, ping; run: apt-get install iproute2 nftables iputils-ping");
+        let error = require_in(&[Tool::Turnserver, Tool::NatDiscovery], &[]).unwrap_err().to_string();
+        assert_eq!(error, "missing: turnserver, turnutils_natdiscovery; run: apt-get install coturn");
         assert!(require_in(&[], &[]).is_ok());
         assert!(find("sh").is_some());
         assert!(find("no-such-program-here").is_none());

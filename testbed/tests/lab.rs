@@ -2,6 +2,8 @@
 #![allow(clippy::disallowed_methods, reason = "the testbed works on the real clock")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod common;
+
 use std::{
     fs,
     io::{BufRead, BufReader, ErrorKind, Read, Write},
@@ -12,41 +14,12 @@ use std::{
     time::Duration,
 };
 
-use edgelink_testbed::{Firewall, Host, Isolation, Lab, LabOptions, Stream, Tool, port, topology::TcpOnly, wait};
+use common::{SOON, at, each_kind, each_kind_at_once, ip};
+use edgelink_testbed::{Firewall, Host, Lab, Stream, port, topology::TcpOnly, wait};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-
-const SOON: Duration = Duration::from_secs(10);
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-fn at(address: &str) -> SocketAddr {
-    address.parse().unwrap()
-}
-
-/// Runs `body` in every kind of lab that this user may have; says plainly what was not tested.
-fn each_kind(body: impl Fn(&Lab)) {
-    let mut tested = 0;
-    for isolation in [Isolation::Root, Isolation::UserNamespace] {
-        if isolation == Isolation::Root && !nix::unistd::geteuid().is_root() {
-            eprintln!("NOT TESTED: plain namespaces, since we are not root");
-            continue;
-        }
-        match Lab::with(&LabOptions { isolation, tools: Tool::ALL.to_vec() }) {
-            Ok(lab) => {
-                body(&lab);
-                tested += 1;
-            }
-            Err(error) if format!("{error:#}").contains("the kernel refuses") => eprintln!("NOT TESTED: {error:#}"),
-            Err(error) => panic!("{error:#}"),
-        }
-    }
-    assert!(tested > 0, "no kind of lab works here");
-}
 
 /// a ── router ── b, in both families.
 fn routed(lab: &Lab) -> (Host, edgelink_testbed::Router, Host) {
@@ -64,7 +37,7 @@ fn routed(lab: &Lab) -> (Host, edgelink_testbed::Router, Host) {
 
 #[test]
 fn two_hosts_ping_through_a_router() {
-    each_kind(|lab| {
+    each_kind_at_once(|lab| {
         let (a, router, b) = routed(lab);
         assert!(a.pings(ip("10.2.0.2")).unwrap());
         assert!(b.pings(ip("fd01::2")).unwrap());
@@ -98,7 +71,7 @@ fn hosts_on_a_switch_see_each_other_and_their_own_port() {
 
 #[test]
 fn only_one_tcp_port_passes() {
-    each_kind(|lab| {
+    each_kind_at_once(|lab| {
         let net = TcpOnly::new(lab, 443, &["a", "b"]).unwrap();
         let [a, b] = &net.nodes[..] else { unreachable!() };
         let relay = IpAddr::from(TcpOnly::RELAY);
