@@ -256,17 +256,19 @@ impl Node {
     /// A peer holds a newer statement of ours than we have made: our machine key is in use twice. A newer key still makes
     /// us heard again.
     fn hear_own_statement(&mut self, announce: &KeyAnnounce, now: Now, rng: &mut impl rand_core::Rng) {
-        let Ok(signed) = SignedStatement::verify(&announce.statement, &announce.signature) else {
-            return self.drops.count(Drop::RefusedStatement);
-        };
-        let said = signed.statement();
         let ours = self.sessions.as_ref().and_then(|s| s.local_statement()).map_or(0, |s| s.statement().seq);
+        let signed = SignedStatement::verify(&announce.statement, &announce.signature).ok();
+        let newer = signed.filter(|s| s.statement().machine_pub == self.machine.public() && s.statement().seq > ours);
         let rested = self.own_heard_at.is_none_or(|at| now.mono.saturating_duration_since(at) >= OWN_INTERVAL);
-        if said.machine_pub == self.machine.public() && said.seq > ours && rested {
-            self.own_heard_at = Some(now.mono);
-            tracing::warn!(peer = %announce.src, "a peer knows a newer key of ours: is this machine's key in use twice?");
-            self.seq_floor = self.seq_floor.max(said.seq);
-            self.rotate(now, rng);
+        match newer {
+            Some(signed) if rested => {
+                tracing::warn!(peer = %announce.src, "a peer knows a newer key of ours: is our machine key in use twice?");
+                self.own_heard_at = Some(now.mono);
+                self.seq_floor = self.seq_floor.max(signed.statement().seq);
+                self.rotate(now, rng);
+            }
+            Some(_) => {}
+            None => self.refuse_statement(announce.src, "it names us, and we have not made it"),
         }
     }
 

@@ -246,6 +246,61 @@ fn only_the_pinned_machine_may_announce_and_only_what_is_new_and_valid() {
     assert_eq!(world.status().peers.len(), 1, "the controller alone introduces nodes");
 }
 
+/// The statement that the node announced last.
+fn own(world: &mut World) -> KeyStatement {
+    world.events();
+    KeyStatement::parse(&world.announced.as_ref().unwrap().statement).unwrap()
+}
+
+/// A peer says that it holds this statement of the node's.
+fn return_statement(world: &mut World, statement: &KeyStatement, signer: u8) {
+    let said = KeyStatement { machine_pub: machine(signer).public(), node_pub: [9; 32], ..statement.clone() };
+    let signed = SignedStatement::sign(said, &machine(signer)).unwrap();
+    let frame = KeyAnnounce { src: PEER, dst: ME, statement: *signed.bytes(), signature: *signed.signature() };
+    world.deliver_raw(world.relay(), &frame.encode());
+}
+
+#[test]
+fn a_machine_whose_key_is_used_elsewhere_takes_a_newer_key() {
+    let peer = Peer::new();
+    let mut world = World::joined(&peer);
+    let before = own(&mut world);
+    let newer = KeyStatement { seq: before.seq + 1_000_000, ..before.clone() };
+    // Somebody else's signature, and a statement that is not newer, mean nothing.
+    for (statement, signer) in [(&newer, 3), (&before, 1)] {
+        world.elapsed += SECOND;
+        return_statement(&mut world, statement, signer);
+        assert_eq!(own(&mut world), before);
+    }
+    world.elapsed += SECOND;
+    return_statement(&mut world, &newer, 1);
+    let after = own(&mut world);
+    assert!(after.seq > newer.seq, "{after:?}");
+    // Not again at once: two machines with one key must not keep the network busy.
+    let newest = KeyStatement { seq: after.seq + 5, ..after.clone() };
+    world.elapsed += SECOND;
+    return_statement(&mut world, &newest, 1);
+    assert_eq!(own(&mut world), after);
+    world.elapsed += 30 * SECOND;
+    return_statement(&mut world, &newest, 1);
+    assert!(own(&mut world).seq > newest.seq);
+}
+
+#[test]
+fn whoever_announces_an_older_key_gets_back_what_we_hold() {
+    let mut peer = Peer::new();
+    let mut world = World::joined(&peer);
+    let older = KeyStatement { seq: 4, ..peer.statement.statement().clone() };
+    let older = announce(&SignedStatement::sign(older, &machine(2)).unwrap());
+    peer.rotate(6, world.now());
+    world.deliver_raw(world.relay(), &peer.announce());
+    world.events();
+    world.elapsed += 5 * SECOND;
+    world.deliver_raw(world.relay(), &older);
+    let returned = announces(&world.events(), world.relay());
+    assert!(returned.iter().any(|a| a.statement == *peer.statement.bytes() && a.dst == PEER), "{returned:?}");
+}
+
 #[test]
 fn an_announce_for_somebody_else_is_not_looked_at() {
     let mut peer = Peer::new();
