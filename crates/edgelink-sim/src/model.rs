@@ -224,6 +224,9 @@ impl Model {
                 self.cuts.remove(&pair);
             }
         }
+        if matches!((a, b), (Party::Relay(_), _) | (Party::Controller, Party::Relay(_))) {
+            return self.disturb_all(now);
+        }
         if a == Party::Controller || b == Party::Controller {
             return self.controller_changed(now);
         }
@@ -440,11 +443,18 @@ impl Model {
         if !guided && (!self.introduced.contains(&(a, b)) || in_need(a) || in_need(b)) {
             return false;
         }
+        let whole = |a: Party, b: Party| !self.cuts.contains(&(a, b));
         let usable = self.relays.iter().filter(|(_, r)| r.running && r.enabled).map(|(index, _)| *index);
-        let whole = |n: usize, r: usize| !self.cuts.contains(&(Party::Node(n), Party::Relay(r)));
         let relays: Vec<usize> = usable.collect();
-        // A node uses one relay for all its peers as yet: any of them may be the one.
-        !relays.is_empty() && relays.iter().all(|r| whole(a, *r) && whole(b, *r))
+        let of = |n: usize| relays.iter().copied().filter(move |r| whole(Party::Node(n), Party::Relay(*r)));
+        if of(a).any(|r| of(b).any(|other| other == r)) {
+            return true;
+        }
+        // Over the mesh. The controller says which relays have whom, and lets relays link with each other.
+        let reported = |r: usize| self.controller && whole(Party::Relay(r), Party::Controller);
+        let linked =
+            |r: usize, other: usize| whole(Party::Relay(r), Party::Relay(other)) && reported(r) && reported(other);
+        of(a).any(|r| of(b).any(|other| linked(r, other))) && guided
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// What the network promises (DESIGN §5), with the reconnects' back-off on top.
 pub const PROMISE: Promise = Promise {
-    heals_within: Duration::from_secs(100),
+    heals_within: Duration::from_secs(50),
     arrives_within: Duration::from_secs(5),
     told_within: Duration::from_secs(2),
 };
@@ -98,6 +98,10 @@ pub enum Transition {
     DisableRelay { relay: u8, for_s: u16 },
     /// The line between a node and a relay is cut for so long, in one direction or both.
     CutRelay { node: u8, relay: u8, one_way: bool, for_s: u16 },
+    /// The line between two relays is cut for so long.
+    CutMesh { relay: u8, other: u8, for_s: u16 },
+    /// The line between a relay and the controller is cut for so long.
+    CutUplink { relay: u8, for_s: u16 },
     /// The line between a node and the controller is cut for so long.
     CutController { node: u8, for_s: u16 },
     /// A node is cut off from everything for so long.
@@ -280,6 +284,8 @@ fn transitions() -> impl Strategy<Value = Transition> {
         2 => (r.clone(), s.clone()).prop_map(|(relay, for_s)| DisableRelay { relay, for_s }),
         5 => (n.clone(), r.clone(), any::<bool>(), s.clone())
             .prop_map(|(node, relay, one_way, for_s)| CutRelay { node, relay, one_way, for_s }),
+        3 => (r.clone(), r.clone(), s.clone()).prop_map(|(relay, other, for_s)| CutMesh { relay, other, for_s }),
+        2 => (r.clone(), s.clone()).prop_map(|(relay, for_s)| CutUplink { relay, for_s }),
         3 => (n.clone(), s.clone()).prop_map(|(node, for_s)| CutController { node, for_s }),
         3 => (n.clone(), s.clone()).prop_map(|(node, for_s)| Isolate { node, for_s }),
         3 => n.clone().prop_map(|node| Reset { node }),
@@ -597,6 +603,16 @@ impl<'s> Player<'s> {
                 }
                 self.model.cut(node.party(), relay.party(), true, now);
                 self.later(for_s, Undo::Mend(node.party(), relay.party()));
+            }
+            Transition::CutMesh { relay, other, for_s } => {
+                let (one, other) = (self.relay(relay).party(), self.relay(other).party());
+                self.cut(one, other, true);
+                self.later(for_s, Undo::Mend(one, other));
+            }
+            Transition::CutUplink { relay, for_s } => {
+                let relay = self.relay(relay).party();
+                self.cut(relay, Party::Controller, true);
+                self.later(for_s, Undo::Mend(relay, Party::Controller));
             }
             Transition::CutController { node, for_s } => {
                 let node = self.node(node).party();
