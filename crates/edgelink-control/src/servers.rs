@@ -142,7 +142,8 @@ impl Control {
     /// A server_token for a server of the registry; `None` if there is no such server or the token cannot be signed.
     pub fn server_token(&self, server: ServerId, now: Now, rng: &mut impl rand_core::Rng) -> Option<String> {
         let record = self.registry.servers.get(&server)?;
-        let claims = server_claims(record, now.unix_secs(), self.config.server_token_lifetime.as_secs(), new_jti(rng));
+        let (iat, life) = (now.unix_secs(), self.config.server_token_lifetime.as_secs());
+        let claims = ServerClaims::new(record, iat, iat.saturating_add(life), new_jti(rng));
         self.issuer.server(&claims).ok()
     }
 
@@ -615,20 +616,6 @@ impl Control {
         let network = self.registry.nodes.get(&node).map_or(0, |record| record.network_id.0);
         let relay_ids = self.located(node).into_iter().map(|relay| relay.0).collect();
         proto::NodeLocation { node_id: node.0, network_id: network, relay_ids }
-    }
-}
-
-/// Claims for a server as its record describes it; times in Unix seconds.
-pub fn server_claims(record: &ServerRecord, iat: u64, lifetime_secs: u64, jti: String) -> ServerClaims {
-    let functions = [(record.relay, "relay"), (record.stun, "stun")];
-    ServerClaims {
-        server_id: record.id,
-        server_name: record.name.clone(),
-        capabilities: functions.into_iter().filter(|(has, _)| *has).map(|(_, name)| name.to_owned()).collect(),
-        region: record.region.clone(),
-        iat,
-        exp: iat.saturating_add(lifetime_secs),
-        jti,
     }
 }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use bytes::Bytes;
-use edgelink_auth::token::{Issuer, TokenKeys};
+use edgelink_auth::token::{Issuer, ServerClaims, TokenKeys};
 use edgelink_auth::{KeyStatement, MachineKey, NodeKey, SignedStatement, challenge};
 use edgelink_control::{ConnId, Control, ControlConfig, Event, StoreOp};
 use edgelink_model::records::{
@@ -294,7 +294,7 @@ fn bad_tokens_are_refused_with_the_reason() {
     let mut world = World::new();
     let other = Issuer::new(&TokenKeys::generate(&mut ChaCha8Rng::seed_from_u64(9)));
     let claims = |record: &ServerRecord, life| {
-        edgelink_control::server_claims(record, START_MS / 1000 - 1_000, life, "j".to_owned())
+        ServerClaims::new(record, START_MS / 1000 - 1_000, START_MS / 1000 - 1_000 + life, "j".to_owned())
     };
     let good = world.token(2);
     let mine =
@@ -453,7 +453,7 @@ fn revocations_reach_every_relay_at_once() {
 #[test]
 fn a_revoked_server_token_ends_the_connection_and_opens_no_other() {
     let mut world = World::new();
-    let claims = edgelink_control::server_claims(&server(2), START_MS / 1000, 9_999, "stolen".to_owned());
+    let claims = ServerClaims::new(&server(2), START_MS / 1000, START_MS / 1000 + 9_999, "stolen".to_owned());
     let token = world.control.issuer().server(&claims).unwrap();
     let now = world.now();
     let conn = world.control.connect_server(now);

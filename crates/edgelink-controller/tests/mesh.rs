@@ -163,7 +163,9 @@ impl World {
                 let Some(to) = to.filter(|to| self.relays.contains_key(to)) else {
                     return self.relays.get_mut(&id).unwrap().mesh_dial_failed(dial, now, &mut self.rng);
                 };
-                let Some(ours) = self.relays.get_mut(&id).unwrap().mesh_dialled(dial, now, &mut self.rng) else { return };
+                let Some(ours) = self.relays.get_mut(&id).unwrap().mesh_dialled(dial, now, &mut self.rng) else {
+                    return;
+                };
                 let theirs = self.relays.get_mut(&to).unwrap().connect_mesh(None, now).unwrap();
                 self.wires.insert((id, ours), (to, theirs));
                 self.wires.insert((to, theirs), (id, ours));

@@ -169,6 +169,11 @@ impl Relay {
         self.uplink.state == State::Up
     }
 
+    /// Whether a controller has ever told which keys to trust.
+    pub fn has_keys(&self) -> bool {
+        self.uplink.keys.is_some()
+    }
+
     /// What outlives a restart: keys, revocations, mesh tokens, relays, next hops and locations, as the frames that the
     /// controller would send. It holds secrets.
     pub fn saved_state(&self) -> Vec<u8> {
