@@ -25,6 +25,8 @@ use std::time::Instant;
 
 /// Mesh tokens are renewed when this fraction of their life is left.
 const RENEW_AT: u32 = 4;
+/// A token younger than this may be for a server that this controller has not heard of yet, in seconds.
+const FRESH_SECS: u64 = 60;
 /// Longest URL that a server may register.
 const MAX_URL: usize = 255;
 
@@ -36,6 +38,8 @@ pub(crate) struct Servers {
     /// Relays, tokens or locations are to be sent.
     pub(crate) flush_at: Option<Instant>,
     relays_dirty: bool,
+    /// Servers that were connected when they were deleted: ids are never used again.
+    deleted: BTreeSet<ServerId>,
 }
 
 #[derive(Debug)]
@@ -252,6 +256,7 @@ impl Control {
             let text = "this server was deleted by an administrator".to_owned();
             self.refuse_server(id, 0, &Refusal(ErrorCode::TokenRevoked, text), now);
             self.servers.hot.remove(&server);
+            self.servers.deleted.insert(server);
             self.locations.withdraw_all(server);
         }
     }
@@ -441,6 +446,12 @@ impl Control {
         }
         let server = claims.server_id;
         if !self.registry.servers.contains_key(&server) {
+            let fresh = now.unix_secs().saturating_sub(claims.iat) < FRESH_SECS;
+            if fresh && !self.servers.deleted.contains(&server) {
+                // Added a moment ago: the change log is read every 200 ms.
+                let text = format!("server {server} is not known here yet; try again in a second");
+                return Err(Refusal(ErrorCode::Unavailable, text));
+            }
             let text = format!("server {server} does not exist any more; add it with `edgelink-ctl server add`");
             return Err(Refusal(ErrorCode::InvalidToken, text));
         }

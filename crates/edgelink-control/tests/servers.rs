@@ -305,6 +305,9 @@ fn bad_tokens_are_refused_with_the_reason() {
         ("deleted server", mine(&world, &server(77), 9_999), ErrorCode::InvalidToken),
         ("nothing", String::new(), ErrorCode::InvalidToken),
     ];
+    let fresh = ServerClaims::new(&server(77), START_MS / 1000 - 59, START_MS / 1000 + 9_999, "j".to_owned());
+    let fresh = world.control.issuer().server(&fresh).unwrap();
+    let cases = cases.into_iter().chain([("added a moment ago", fresh, ErrorCode::Unavailable)]);
     for (what, token, code) in cases {
         let now = world.now();
         let conn = world.control.connect_server(now);
@@ -500,6 +503,16 @@ fn a_disabled_relay_is_in_nobodys_list_and_comes_back() {
     assert_eq!(world.place(10), [2]);
     world.apply(Change::ServerDeleted(ServerId(2)));
     assert_eq!(world.events().1, [two], "a deleted one may not stay");
+    let claims = ServerClaims::new(&server(2), START_MS / 1000, START_MS / 1000 + 9_999, "j".to_owned());
+    let token = world.control.issuer().server(&claims).unwrap();
+    let now = world.now();
+    let conn = world.control.connect_server(now);
+    world.say(conn, hello(&token));
+    let (sent, ..) = world.events();
+    assert!(
+        matches!(&sent[..], [(_, ControlMessage::Error(e))] if e.error_code() == Some(ErrorCode::InvalidToken)),
+        "nor come back, however fresh its token is"
+    );
 }
 
 #[test]
