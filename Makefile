@@ -7,7 +7,7 @@ help: ## Show this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 build: ## Build the release binaries
-	@. scripts/env.sh && scripts/install-build-deps && cargo build --release -p edgelink -p edgelink-controller -p edgelink-ctl -p edgelink-testbed && echo "binaries are in $$CARGO_TARGET_DIR/release" >&2
+	@. scripts/env.sh && scripts/install-build-deps && cargo build --release -p edgelink -p edgelink-controller -p edgelink-ctl -p edgelink-server -p edgelink-testbed && echo "binaries are in $$CARGO_TARGET_DIR/release" >&2
 
 demo: build ## Two nodes talk through a relay, in network namespaces; cleans up after itself
 	@. scripts/env.sh && EDGELINK_BIN_DIR=$$CARGO_TARGET_DIR/release scripts/demo

@@ -132,6 +132,10 @@ section! {
         ws_data: HttpPath = HttpPath::default_of("/ws/data");
         /// Path of other relays' mesh channel.
         ws_mesh: HttpPath = HttpPath::default_of("/ws/mesh");
+        /// Certificates to trust when other relays are dialled, PEM. Left out: the system's.
+        ca_file: Option<PathBuf> = None, eg r#""/etc/edgelink/relays-ca.pem""#;
+        /// Whether other relays may be at loopback or link-local addresses, for tests on one host.
+        allow_local_addresses: bool = false;
     }
 }
 

@@ -7,6 +7,7 @@ use crate::stun::{self, Stun};
 use crate::values::{Algorithm, Hours, HttpPath, Pin, WsUrl};
 use crate::{Config, Env, Program, Tls};
 use edgelink_api::Secret;
+use ipnet::IpNet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -92,6 +93,8 @@ section! {
         tls: Tls = Tls::OwnCertificate, eg r#"{ "cert": "/etc/edgelink/cert.pem", "key": "/etc/edgelink/key.pem" }"#;
         /// The URL at which nodes reach it. Left out: as the controller was told by `edgelink-ctl server add --url`.
         public_url: Option<WsUrl> = None, eg r#""wss://relay1.example.com/ws/data""#;
+        /// Networks of the proxies and CDNs whose X-Forwarded-For is believed.
+        trusted_proxies: Vec<IpNet> = Vec::new(), eg r#"["10.0.0.0/8"]"#;
         /// While the controller is away, tokens are honoured this long past their expiry, in hours.
         expired_token_grace_hours: Hours = Hours(24.0), in Hours(0.0)..=Hours(8760.0);
     }
@@ -102,6 +105,10 @@ section! {
     pub struct Mesh {
         /// Relays to link with beside those that the controller tells.
         peers: Vec<WsUrl> = Vec::new(), eg r#"["wss://relay2.example.com/ws/mesh"]"#;
+        /// The URL at which other relays reach this one's mesh channel. Left out: relay.ws_mesh beside the data channel.
+        public_url: Option<WsUrl> = None, eg r#""wss://relay1.example.com/ws/mesh""#;
+        /// Whether other relays may be at loopback or link-local addresses, for tests on one host.
+        allow_local_addresses: bool = false;
     }
 }
 

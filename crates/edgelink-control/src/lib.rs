@@ -32,7 +32,6 @@ use messages::Dirty;
 use paths::Paths;
 use registry::{Effect, Registry};
 use servers::Servers;
-pub use servers::server_claims;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 use timers::Timers;

@@ -27,6 +27,8 @@ use std::time::Instant;
 const SERVER_LIMIT: usize = 512 << 10;
 /// Mesh tokens are renewed when this fraction of their life is left.
 const RENEW_AT: u32 = 4;
+/// A token younger than this may be for a server that this controller has not heard of yet, in seconds.
+const FRESH_SECS: u64 = 60;
 /// Longest URL that a server may register.
 const MAX_URL: usize = 255;
 
@@ -38,6 +40,8 @@ pub(crate) struct Servers {
     /// Relays, tokens or locations are to be sent.
     pub(crate) flush_at: Option<Instant>,
     relays_dirty: bool,
+    /// Servers that were connected when they were deleted: ids are never used again.
+    deleted: BTreeSet<ServerId>,
 }
 
 #[derive(Debug)]
@@ -144,7 +148,8 @@ impl Control {
     /// A server_token for a server of the registry; `None` if there is no such server or the token cannot be signed.
     pub fn server_token(&self, server: ServerId, now: Now, rng: &mut impl rand_core::Rng) -> Option<String> {
         let record = self.registry.servers.get(&server)?;
-        let claims = server_claims(record, now.unix_secs(), self.config.server_token_lifetime.as_secs(), new_jti(rng));
+        let (iat, life) = (now.unix_secs(), self.config.server_token_lifetime.as_secs());
+        let claims = ServerClaims::new(record, iat, iat.saturating_add(life), new_jti(rng));
         self.issuer.server(&claims).ok()
     }
 
@@ -253,6 +258,7 @@ impl Control {
             let text = "this server was deleted by an administrator".to_owned();
             self.refuse_server(id, 0, &Refusal(ErrorCode::TokenRevoked, text), now);
             self.servers.hot.remove(&server);
+            self.servers.deleted.insert(server);
             self.locations.withdraw_all(server);
         }
     }
@@ -442,6 +448,12 @@ impl Control {
         }
         let server = claims.server_id;
         if !self.registry.servers.contains_key(&server) {
+            let fresh = now.unix_secs().saturating_sub(claims.iat) < FRESH_SECS;
+            if fresh && !self.servers.deleted.contains(&server) {
+                // Added a moment ago: the change log is read every 200 ms.
+                let text = format!("server {server} is not known here yet; try again in a second");
+                return Err(Refusal(ErrorCode::Unavailable, text));
+            }
             let text = format!("server {server} does not exist any more; add it with `edgelink-ctl server add`");
             return Err(Refusal(ErrorCode::InvalidToken, text));
         }
@@ -617,20 +629,6 @@ impl Control {
         let network = self.registry.nodes.get(&node).map_or(0, |record| record.network_id.0);
         let relay_ids = self.located(node).into_iter().map(|relay| relay.0).collect();
         proto::NodeLocation { node_id: node.0, network_id: network, relay_ids }
-    }
-}
-
-/// Claims for a server as its record describes it; times in Unix seconds.
-pub fn server_claims(record: &ServerRecord, iat: u64, lifetime_secs: u64, jti: String) -> ServerClaims {
-    let functions = [(record.relay, "relay"), (record.stun, "stun")];
-    ServerClaims {
-        server_id: record.id,
-        server_name: record.name.clone(),
-        capabilities: functions.into_iter().filter(|(has, _)| *has).map(|(_, name)| name.to_owned()).collect(),
-        region: record.region.clone(),
-        iat,
-        exp: iat.saturating_add(lifetime_secs),
-        jti,
     }
 }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use bytes::Bytes;
-use edgelink_auth::token::{Issuer, TokenKeys};
+use edgelink_auth::token::{Issuer, ServerClaims, TokenKeys};
 use edgelink_auth::{KeyStatement, MachineKey, NodeKey, SignedStatement, challenge};
 use edgelink_control::{ConnId, Control, ControlConfig, Event, StoreOp};
 use edgelink_model::records::{
@@ -294,7 +294,7 @@ fn bad_tokens_are_refused_with_the_reason() {
     let mut world = World::new();
     let other = Issuer::new(&TokenKeys::generate(&mut ChaCha8Rng::seed_from_u64(9)));
     let claims = |record: &ServerRecord, life| {
-        edgelink_control::server_claims(record, START_MS / 1000 - 1_000, life, "j".to_owned())
+        ServerClaims::new(record, START_MS / 1000 - 1_000, START_MS / 1000 - 1_000 + life, "j".to_owned())
     };
     let good = world.token(2);
     let mine =
@@ -305,6 +305,9 @@ fn bad_tokens_are_refused_with_the_reason() {
         ("deleted server", mine(&world, &server(77), 9_999), ErrorCode::InvalidToken),
         ("nothing", String::new(), ErrorCode::InvalidToken),
     ];
+    let fresh = ServerClaims::new(&server(77), START_MS / 1000 - 59, START_MS / 1000 + 9_999, "j".to_owned());
+    let fresh = world.control.issuer().server(&fresh).unwrap();
+    let cases = cases.into_iter().chain([("added a moment ago", fresh, ErrorCode::Unavailable)]);
     for (what, token, code) in cases {
         let now = world.now();
         let conn = world.control.connect_server(now);
@@ -453,7 +456,7 @@ fn revocations_reach_every_relay_at_once() {
 #[test]
 fn a_revoked_server_token_ends_the_connection_and_opens_no_other() {
     let mut world = World::new();
-    let claims = edgelink_control::server_claims(&server(2), START_MS / 1000, 9_999, "stolen".to_owned());
+    let claims = ServerClaims::new(&server(2), START_MS / 1000, START_MS / 1000 + 9_999, "stolen".to_owned());
     let token = world.control.issuer().server(&claims).unwrap();
     let now = world.now();
     let conn = world.control.connect_server(now);
@@ -500,6 +503,16 @@ fn a_disabled_relay_is_in_nobodys_list_and_comes_back() {
     assert_eq!(world.place(10), [2]);
     world.apply(Change::ServerDeleted(ServerId(2)));
     assert_eq!(world.events().1, [two], "a deleted one may not stay");
+    let claims = ServerClaims::new(&server(2), START_MS / 1000, START_MS / 1000 + 9_999, "j".to_owned());
+    let token = world.control.issuer().server(&claims).unwrap();
+    let now = world.now();
+    let conn = world.control.connect_server(now);
+    world.say(conn, hello(&token));
+    let (sent, ..) = world.events();
+    assert!(
+        matches!(&sent[..], [(_, ControlMessage::Error(e))] if e.error_code() == Some(ErrorCode::InvalidToken)),
+        "nor come back, however fresh its token is"
+    );
 }
 
 #[test]

@@ -1,20 +1,20 @@
 //! Drives the control core: WebSockets on `/ws/control`, the database, the clock.
 
-use crate::relay_shell::RelayShell;
-use crate::socket::{self, Core, Handle, Outbox};
 use crate::{now, os_rng};
 use bytes::Bytes;
 use edgelink_control::{ConnId, Control, Event, Stats, StoreOp};
-use edgelink_model::NodeId;
-use edgelink_model::records::EnrollError;
+use edgelink_model::records::{EnrollError, ServerRecord};
+use edgelink_model::{NodeId, ServerId};
 use edgelink_net::server::Entered;
 use edgelink_net::ws::WebSocket;
+use edgelink_server::relay_shell::{RelayShell, UplinkEvent};
+use edgelink_server::socket::{self, Core, Handle, Outbox};
 use edgelink_store::{Changes, NodeTouch, Store, StoreError};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, mpsc};
 
 /// The change log is looked at this often; our own writes are looked at at once (DESIGN §4).
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -22,6 +22,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const PRESENCE_INTERVAL: Duration = Duration::from_secs(1);
 /// Nodes that stay are written this often: a record that is not refreshed is not believed for long.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
+/// Signs of life of servers that stay are written this often: `server list` believes them for 25 s.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// A node that reads so slowly that this much waits for it is disconnected; it gets everything when it comes back.
 const OUTBOX_LIMIT: usize = 16 << 20;
 /// Changes kept for controllers and tools that follow the log.
@@ -35,12 +37,22 @@ pub(crate) struct Hub {
     relay: Option<Rc<RelayShell>>,
     conns: RefCell<HashMap<ConnId, Rc<Conn>>>,
     presence: RefCell<BTreeMap<NodeId, bool>>,
+    servers: RefCell<BTreeMap<ServerId, bool>>,
     armed: Cell<Option<Instant>>,
     rearm: Notify,
     /// One reader of the change log at a time, so that changes are applied in their order.
     tail: Mutex<()>,
     /// The database failed at the last attempt.
     database_away: Cell<bool>,
+}
+
+/// What a control connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Channel {
+    /// `/ws/control`.
+    Node,
+    /// `/ws/server`.
+    Server,
 }
 
 #[derive(Default)]
@@ -58,6 +70,7 @@ impl Hub {
             relay,
             conns: RefCell::default(),
             presence: RefCell::default(),
+            servers: RefCell::default(),
             armed: Cell::new(None),
             rearm: Notify::new(),
             tail: Mutex::new(()),
@@ -81,18 +94,70 @@ impl Hub {
         !self.database_away.get()
     }
 
-    /// A node's connection, from its upgrade to its end.
-    /// `entered` counts it as unauthenticated until the node has proved who it is.
-    pub(crate) async fn connection(self: Rc<Self>, ws: WebSocket, entered: Option<Entered>) {
+    /// A node's or server's connection, from its upgrade to its end. `entered` counts it as unauthenticated until the
+    /// other side has proved who it is.
+    pub(crate) async fn connection(self: Rc<Self>, ws: WebSocket, channel: Channel, entered: Option<Entered>) {
         let conn = Rc::new(Conn { entered: Cell::new(entered), ..Conn::default() });
-        let id = self.control.borrow_mut().connect(now());
-        self.conns.borrow_mut().insert(id, Rc::clone(&conn));
-        self.pump();
+        let id = self.open(channel, &conn);
         let handle = Rc::clone(&conn.handle);
         socket::drive(ws, handle, &NodeSocket { hub: &self, id, conn: &conn }).await;
+        self.close(id);
+    }
+
+    /// The built-in relay's connection: the same messages as any relay's, without a socket between.
+    pub(crate) async fn builtin(self: Rc<Self>, relay: Rc<RelayShell>, mut events: mpsc::Receiver<UplinkEvent>) {
+        while let Some(event) = events.recv().await {
+            if !matches!(event, UplinkEvent::Dial) {
+                continue;
+            }
+            let conn = Rc::new(Conn::default());
+            let id = self.open(Channel::Server, &conn);
+            relay.controller_connected();
+            let ended_by_relay = loop {
+                tokio::select! {
+                    event = events.recv() => match event {
+                        Some(UplinkEvent::Message(message)) => {
+                            self.control.borrow_mut().handle_message(id, &message, now(), &mut os_rng());
+                            self.pump();
+                        }
+                        Some(UplinkEvent::Close | UplinkEvent::Dial) | None => break true,
+                    },
+                    () = conn.handle.wake.notified() => {
+                        let mut messages = Vec::new();
+                        conn.outbox.take(usize::MAX, &mut messages);
+                        messages.iter().for_each(|message| relay.controller_message(message));
+                        if conn.handle.closing.get().is_some() {
+                            break false;
+                        }
+                    }
+                }
+            };
+            self.close(id);
+            if !ended_by_relay {
+                relay.controller_lost();
+            }
+        }
+    }
+
+    fn open(self: &Rc<Self>, channel: Channel, conn: &Rc<Conn>) -> ConnId {
+        let id = match channel {
+            Channel::Node => self.control.borrow_mut().connect(now()),
+            Channel::Server => self.control.borrow_mut().connect_server(now()),
+        };
+        self.conns.borrow_mut().insert(id, Rc::clone(conn));
+        self.pump();
+        id
+    }
+
+    fn close(self: &Rc<Self>, id: ConnId) {
         self.conns.borrow_mut().remove(&id);
         self.control.borrow_mut().disconnect(id, now());
         self.pump();
+    }
+
+    /// A server_token for the built-in relay, made at every start.
+    pub(crate) fn server_token(&self, server: ServerId) -> Option<String> {
+        self.control.borrow().server_token(server, now(), &mut os_rng())
     }
 
     /// Does what the core wants done. Called after everything that was fed to it.
@@ -138,7 +203,19 @@ impl Hub {
             StoreOp::Seen { node, online } => {
                 self.presence.borrow_mut().insert(node, online);
             }
-            StoreOp::ServerSeen { .. } | StoreOp::UpdateServer(_) => {}
+            StoreOp::ServerSeen { server, online } => {
+                self.servers.borrow_mut().insert(server, online);
+            }
+            StoreOp::UpdateServer(record) => {
+                tokio::task::spawn_local(async move {
+                    match this.register(&record).await {
+                        Ok(()) => this.follow().await,
+                        Err(error) => {
+                            tracing::warn!(server = %record.id, %error, "what a server says of itself was not kept");
+                        }
+                    }
+                });
+            }
             StoreOp::SetNodeKey { node, key } => {
                 tokio::task::spawn_local(async move {
                     match this.store.set_node_key(node, key).await {
@@ -161,6 +238,13 @@ impl Hub {
                 });
             }
         }
+    }
+
+    /// Keeps where a server says it is; what it may do is what the database says now.
+    async fn register(&self, said: &ServerRecord) -> Result<(), StoreError> {
+        let kept = self.store.find_server(&said.id.to_string()).await?.record;
+        let (url, stun_ip, stun_ip2, stun_port) = (said.url.clone(), said.stun_ip, said.stun_ip2, said.stun_port);
+        self.store.update_server(&ServerRecord { url, stun_ip, stun_ip2, stun_port, ..kept }).await
     }
 
     /// Applies what any process has committed since the last look.
@@ -227,7 +311,7 @@ impl Hub {
     async fn run_presence(self: Rc<Self>) {
         let mut interval = tokio::time::interval(PRESENCE_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut refreshed = Instant::now();
+        let (mut refreshed, mut heard) = (Instant::now(), Instant::now());
         loop {
             interval.tick().await;
             if refreshed.elapsed() >= REFRESH_INTERVAL {
@@ -238,12 +322,28 @@ impl Hub {
                     presence.entry(node).or_insert(true);
                 });
             }
+            if heard.elapsed() >= HEARTBEAT_INTERVAL {
+                heard = Instant::now();
+                let online: Vec<ServerId> = self.control.borrow().servers_online().collect();
+                let mut servers = self.servers.borrow_mut();
+                online.into_iter().for_each(|server| {
+                    servers.entry(server).or_insert(true);
+                });
+            }
             self.write_presence().await;
         }
     }
 
     /// Writes what has been gathered; called at the end too.
     pub(crate) async fn write_presence(&self) {
+        // A server that has gone keeps the moment at which it was heard last.
+        let servers = std::mem::take(&mut *self.servers.borrow_mut());
+        let online: Vec<ServerId> = servers.into_iter().filter(|(_, online)| *online).map(|(id, _)| id).collect();
+        if !online.is_empty()
+            && let Err(error) = self.store.touch_servers(&online, now().unix_ms).await
+        {
+            tracing::debug!(%error, "signs of life of servers not written; written with the next");
+        }
         let batch = std::mem::take(&mut *self.presence.borrow_mut());
         if batch.is_empty() {
             return;

@@ -2,12 +2,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a shell: the place where clocks are read")]
 
-mod certificate;
 mod http;
 mod hub;
-mod relay_shell;
 mod setup;
-mod socket;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
@@ -16,12 +13,13 @@ use edgelink_control::Control;
 use edgelink_model::Now;
 use edgelink_net::server::{self, Peer, Unauthenticated};
 use edgelink_net::tcp::Listener;
-use edgelink_relay::{Relay, RelayConfig};
+use edgelink_relay::{Registration, Relay, RelayConfig};
+use edgelink_server::relay_shell::{RelayShell, TO_CONTROLLER};
+use edgelink_wire::control::proto;
 use getrandom::SysRng;
 use http::Front;
 use hub::Hub;
 use rand_core::UnwrapErr;
-use relay_shell::RelayShell;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
@@ -31,6 +29,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tracing_subscriber::EnvFilter;
 
@@ -150,8 +149,12 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
         tracing::info!("the built-in STUN server is not part of this version; nodes use relays");
     }
 
+    let (uplink, events) = mpsc::channel(TO_CONTROLLER);
     let relay = match config.builtin_relay.enabled {
-        true => Some(RelayShell::new(Relay::new(RelayConfig::new(builtin.id), issuer.relay_verifier()?))),
+        true => {
+            let builtin = Relay::new(RelayConfig::new(builtin.id), issuer.relay_verifier()?);
+            Some(RelayShell::new(builtin, setup::mesh_dialler(&config)?, uplink))
+        }
         false => None,
     };
     let algorithm = setup::algorithm_name(&issuer);
@@ -159,16 +162,23 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
     let control = Control::new(control_config, issuer, state.store.snapshot().await?);
     if let Some(relay) = &relay {
         relay.set_revocations(control.revocations());
-        relay.start();
     }
     let hub = Hub::new(control, state.store.clone(), relay.clone());
     hub.start();
+    if let Some(relay) = &relay {
+        let token = hub.server_token(builtin.id).context("no token for the built-in relay can be made")?;
+        let register = proto::ServerRegister { version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() };
+        tokio::task::spawn_local(Rc::clone(&hub).builtin(Rc::clone(relay), events));
+        relay.start(Registration { token, register });
+    }
 
     let front = Rc::new(Front {
         hub: Rc::clone(&hub),
         relay,
         control_path: config.listen.ws_control.as_str().to_owned(),
+        server_path: config.listen.ws_server.as_str().to_owned(),
         data_path: config.builtin_relay.ws_data.as_str().to_owned(),
+        mesh_path: config.builtin_relay.ws_mesh.as_str().to_owned(),
         trusted_proxies: config.trusted_proxies.clone(),
         unauthenticated: Unauthenticated::new(MAX_UNAUTHENTICATED),
     });

@@ -1,17 +1,18 @@
 //! From a configuration to a controller that is ready to serve: directory, database, keys, certificate, records.
 
-use crate::certificate::{self, OwnCertificate};
 use crate::os_rng;
 use anyhow::{Context as _, Result, bail};
 use edgelink_auth::auth_key;
 use edgelink_auth::token::{Algorithm, Issuer, TokenKeys};
-use edgelink_config::{ControllerConfig, DatabaseType, Env, Tls};
+use edgelink_config::{BuiltinRelay, ControllerConfig, DatabaseType, Env, Tls};
 use edgelink_control::{ControlConfig, NodeSettings};
 use edgelink_model::NetworkId;
 use edgelink_model::records::{ServerKind, ServerRecord};
 use edgelink_net::tls::{self, Pin};
 use edgelink_os::{files, host, net::Netlink};
-use edgelink_store::{NewAuthKey, Store};
+use edgelink_server::certificate::{self, OwnCertificate};
+use edgelink_server::dialler::MeshDialler;
+use edgelink_store::{NewAuthKey, Store, TOKEN_KEYS};
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -20,8 +21,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Settings key of the keys that the controller made for its tokens.
-const TOKEN_KEYS: &str = "token_keys";
 /// How long the key of the join command that the first start prints is valid.
 const FIRST_KEY_LIFETIME: Duration = Duration::from_secs(3600);
 
@@ -149,8 +148,15 @@ pub(crate) fn control_config(config: &ControllerConfig, hosts: BTreeSet<String>)
             builtin_relay_path: config.builtin_relay.enabled.then(|| config.builtin_relay.ws_data.as_str().to_owned()),
             ..ControlConfig::default().settings
         },
+        builtin_mesh_path: config.builtin_relay.enabled.then(|| config.builtin_relay.ws_mesh.as_str().to_owned()),
         ..ControlConfig::default()
     }
+}
+
+/// How the built-in relay reaches other relays.
+pub(crate) fn mesh_dialler(config: &ControllerConfig) -> Result<MeshDialler> {
+    let BuiltinRelay { ca_file, allow_local_addresses, .. } = &config.builtin_relay;
+    MeshDialler::new(ca_file.clone(), config.tls == Tls::Plain, *allow_local_addresses)
 }
 
 /// How long a token can be honoured at most: its lifetime, the grace of a relay that has lost its controller (DESIGN §3),

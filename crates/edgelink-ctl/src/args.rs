@@ -1,8 +1,10 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use edgelink_config::WsUrl;
 use edgelink_store::parse_subnet;
 use ipnet::Ipv4Net;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,7 +36,7 @@ pub(crate) enum Command {
     /// Manage nodes
     #[command(subcommand)]
     Node(NodeCommand),
-    /// Show relay and STUN servers
+    /// Manage relay and STUN servers
     #[command(subcommand)]
     Server(ServerCommand),
     /// Make auth keys, revoke tokens
@@ -123,11 +125,71 @@ pub(crate) enum ServerCommand {
     /// List servers
     List,
     /// Show a server
-    Show {
-        /// The server's id or name
-        #[arg(value_name = "ID|NAME")]
-        server: String,
+    Show(ServerRef),
+    /// Add a server, and print a configuration to paste on it
+    Add(Box<NewServerArgs>),
+    /// Make another token for a server, and print a configuration to paste on it
+    Token {
+        #[command(flatten)]
+        server: ServerRef,
+        #[command(flatten)]
+        controller: ControllerUrl,
     },
+    /// Forget a server; its token is worth nothing from then on
+    Remove(ServerRef),
+    /// Let nodes use a server again
+    Enable(ServerRef),
+    /// Take a server away from nodes; it stays connected to the controller
+    Disable(ServerRef),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NewServerArgs {
+    /// Unique name: letters, digits, '.', '_', '-'
+    #[arg(long)]
+    pub(crate) name: String,
+    /// Where nodes reach it, such as wss://relay1.example.com/ws/data
+    #[arg(long, value_name = "URL", value_parser = |s: &str| s.parse::<WsUrl>())]
+    pub(crate) url: Option<WsUrl>,
+    /// What it does: relay, stun, or both
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',', default_value = "relay")]
+    pub(crate) capabilities: Vec<Capability>,
+    /// Free text such as asia
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) region: String,
+    /// Its public address for STUN
+    #[arg(long, value_name = "IP")]
+    pub(crate) stun_ip: Option<IpAddr>,
+    /// Its second public address for STUN
+    #[arg(long, value_name = "IP", requires = "stun_ip")]
+    pub(crate) stun_ip2: Option<IpAddr>,
+    /// Its STUN port
+    #[arg(long, value_name = "PORT", default_value_t = 3478, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) stun_port: u16,
+    #[command(flatten)]
+    pub(crate) controller: ControllerUrl,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ControllerUrl {
+    /// The controller's URL as the server reaches it [default: the configuration's public_url]
+    #[arg(long, value_name = "URL", value_parser = |s: &str| s.parse::<WsUrl>())]
+    pub(crate) controller: Option<WsUrl>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServerRef {
+    /// The server's id or name
+    #[arg(value_name = "ID|NAME")]
+    pub(crate) server: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Capability {
+    /// Relays packets
+    Relay,
+    /// Answers STUN
+    Stun,
 }
 
 #[derive(Debug, Subcommand)]

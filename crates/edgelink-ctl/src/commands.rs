@@ -1,9 +1,9 @@
 //! The commands.
 
-use crate::args::{Cli, Command, Lifetime, NetworkCommand, NodeCommand, NodeRef, ServerCommand, TokenCommand};
+use crate::args::{Cli, Command, Lifetime, NetworkCommand, NodeCommand, NodeRef, TokenCommand};
 use crate::error::CtlError;
 use crate::output::Output;
-use crate::{database, rows};
+use crate::{database, rows, servers};
 use edgelink_api::rest;
 use edgelink_auth::auth_key;
 use edgelink_config::Env;
@@ -17,7 +17,7 @@ pub(crate) async fn execute(cli: &Cli, env: &Env, root: bool, out: &mut Output<'
     let result = match &cli.command {
         Command::Network(command) => network(&store, command, out).await,
         Command::Node(command) => node(&store, command, out).await,
-        Command::Server(command) => server(&store, command, out).await,
+        Command::Server(command) => servers::execute(&store, cli, env, root, command, out).await,
         Command::Token(command) => token(&store, command, out).await,
         Command::Status => status(&store, out).await,
     };
@@ -193,45 +193,6 @@ fn show_node(node: rest::Node, out: &mut Output<'_>) -> Result<(), CtlError> {
     ])
 }
 
-async fn server(store: &Store, command: &ServerCommand, out: &mut Output<'_>) -> Result<(), CtlError> {
-    match command {
-        ServerCommand::List => {
-            let servers: Vec<_> = store.servers().await?.into_iter().map(rows::server).collect();
-            if out.json {
-                return out.json(&servers);
-            }
-            let table: Vec<_> = servers
-                .into_iter()
-                .map(|s| {
-                    let id = s.id.to_string();
-                    [id, s.name, s.kind, s.capabilities.join(","), yes_no(s.enabled), or_dash(s.url), s.region]
-                })
-                .collect();
-            out.table(["ID", "NAME", "TYPE", "CAPABILITIES", "ENABLED", "URL", "REGION"], &table)
-        }
-        ServerCommand::Show { server } => {
-            let server = rows::server(store.find_server(server).await?);
-            if out.json {
-                return out.json(&server);
-            }
-            out.fields(&[
-                ("id", server.id.to_string()),
-                ("name", server.name),
-                ("type", server.kind),
-                ("capabilities", server.capabilities.join(",")),
-                ("enabled", yes_no(server.enabled)),
-                ("url", or_dash(server.url)),
-                ("region", server.region),
-                ("STUN address", or_dash(server.stun_ip)),
-                ("STUN address 2", or_dash(server.stun_ip2)),
-                ("STUN port", server.stun_port.to_string()),
-                ("last heartbeat", or_dash(server.last_heartbeat)),
-                ("created", server.created_at.to_string()),
-            ])
-        }
-    }
-}
-
 async fn token(store: &Store, command: &TokenCommand, out: &mut Output<'_>) -> Result<(), CtlError> {
     match command {
         TokenCommand::Generate { kind: _, network, reusable, preauthorize, expires } => {
@@ -343,10 +304,10 @@ async fn status(store: &Store, out: &mut Output<'_>) -> Result<(), CtlError> {
     ])
 }
 
-fn or_dash(value: Option<impl ToString>) -> String {
+pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".into(), |v| v.to_string())
 }
 
-fn yes_no(yes: bool) -> String {
+pub(crate) fn yes_no(yes: bool) -> String {
     if yes { "yes" } else { "no" }.into()
 }

@@ -17,7 +17,7 @@ pub(crate) async fn open(cli: &Cli, env: &Env, root: bool) -> Result<Store, CtlE
 }
 
 /// `--db`, else what `--config` names, else `edgelink.db` here, else the controller's default.
-fn find(cli: &Cli, env: &Env, root: bool) -> Result<PathBuf, CtlError> {
+pub(crate) fn find(cli: &Cli, env: &Env, root: bool) -> Result<PathBuf, CtlError> {
     if let Some(path) = &cli.db {
         return Ok(path.clone());
     }

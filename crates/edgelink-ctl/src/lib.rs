@@ -13,6 +13,7 @@ mod database;
 mod error;
 mod output;
 pub mod rows;
+mod servers;
 
 pub use args::Cli;
 

@@ -359,8 +359,8 @@ fn servers() {
     let place = Place::with_nodes(0);
     place.ctl("server list").is(
         0,
-        "ID  NAME     TYPE     CAPABILITIES  ENABLED  URL  REGION\n\
-         1   builtin  builtin  relay,stun    yes      -\n",
+        "ID  NAME     TYPE     CAPABILITIES  ENABLED  STATUS      URL  REGION\n\
+         1   builtin  builtin  relay,stun    yes      never seen  -\n",
         "",
     );
     let mut server = place.ctl("server show builtin --json").json();
@@ -373,6 +373,68 @@ fn servers() {
         })
     );
     place.ctl("server show 9").is(1, "", "edgelink-ctl: there is no server 9\n");
+}
+
+#[test]
+fn a_server_is_added_with_a_configuration_to_paste() {
+    let place = Place::with_nodes(0);
+    let url = "wss://r1.example.com:8443/ws/data";
+    let added = place
+        .ctl(&format!("server add --name r1 --url {url} --region asia --controller wss://c.example.com --json"))
+        .json();
+    assert_eq!(added["id"], json!(2));
+    let token = added["token"].as_str().unwrap();
+    let claims = edgelink_auth::token::ServerClaims::peek(token).unwrap();
+    assert_eq!((claims.server_id.0, claims.server_name.as_str(), claims.region.as_str()), (2, "r1", "asia"));
+    assert_eq!((claims.capabilities, claims.exp - claims.iat), (vec!["relay".to_owned()], 365 * 24 * 3600));
+    assert_eq!(
+        added["config"],
+        json!({
+            "controller": { "url": "wss://c.example.com/ws/server", "token": token },
+            "relay": {
+                "enabled": true, "listen": "0.0.0.0:8443", "ws_data": "/ws/data", "public_url": url,
+                "tls": { "cert": "/etc/edgelink/cert.pem", "key": "/etc/edgelink/key.pem" }
+            },
+            "stun": { "enabled": false }
+        })
+    );
+    // What is printed is what the server reads.
+    let file = place.dir.path().join("server.json");
+    std::fs::write(&file, added["config"].to_string()).unwrap();
+    let config: edgelink_config::ServerConfig =
+        edgelink_config::load(Some(&file), &edgelink_config::Env::new(Vec::<(String, String)>::new())).unwrap();
+    edgelink_config::Config::validate(&config).unwrap();
+
+    let plain =
+        place.ctl("server add --name r2 --url ws://r2.example.com --capabilities relay,stun --stun-ip 203.0.113.9");
+    assert_eq!(plain.code, 0, "{}", plain.err);
+    let config: serde_json::Value = serde_json::from_str(&plain.out).unwrap();
+    assert_eq!((&config["relay"]["tls"], &config["relay"]["listen"]), (&json!(null), &json!("0.0.0.0:80")));
+    assert_eq!(config["stun"]["external_ip"], json!("203.0.113.9"));
+    assert!(plain.err.contains("controller.url"), "{}", plain.err);
+
+    let again = place.ctl("server token r1 --json").json();
+    assert_ne!(again["token"], added["token"], "another token for the same server");
+    assert_eq!(place.ctl("server disable r1 --json").json()["enabled"], json!(false));
+    assert_eq!(place.ctl("server enable r1 --json").json()["enabled"], json!(true));
+    place.ctl("server remove r1").is(0, "", "server r1 (2) removed\n");
+    place.ctl("server token r1").is(1, "", "edgelink-ctl: there is no server r1\n");
+    place.ctl("server remove builtin").is(
+        1,
+        "",
+        "edgelink-ctl: the built-in server cannot be deleted; disable it in the controller's configuration (`builtin_relay.enabled`)\n",
+    );
+    let refused = [
+        ("server add --name r1", "a relay needs a URL"),
+        ("server add --name r3 --url https://x", "wss://"),
+        ("server add --name r3 --capabilities stun", "--stun-ip"),
+        ("server add --name r3 --url wss://x --capabilities vpn", "relay"),
+        ("server add --name r2 --url wss://x", "already a server named r2"),
+    ];
+    for (command, why) in refused {
+        let run = place.ctl(command);
+        assert!(run.code != 0 && run.err.contains(why), "{command}: {}", run.err);
+    }
 }
 
 #[test]

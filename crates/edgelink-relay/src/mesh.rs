@@ -292,7 +292,6 @@ impl Relay {
             }
             self.close(former, CloseReason::Replaced, None, now);
         }
-        tracing::info!(relay = %peer, "linked");
         self.events.push_back(RelayEvent::MeshUp { conn, relay: peer, replaced: former });
         self.ping_link(conn, now);
         self.wake_sender(conn, now);

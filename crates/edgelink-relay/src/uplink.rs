@@ -65,6 +65,8 @@ pub(crate) struct Uplink {
     next_report: Option<Instant>,
     retry_at: Option<Instant>,
     failures: u32,
+    /// The controller refused the token: it is tried again, seldom.
+    discouraged: bool,
     jitter: u32,
     pings: u32,
     /// Ack-requested messages that arrived on this connection.
@@ -167,6 +169,11 @@ impl Relay {
     /// Whether the controller has accepted this relay on the present connection.
     pub fn controller_is_up(&self) -> bool {
         self.uplink.state == State::Up
+    }
+
+    /// Whether a controller has ever told which keys to trust.
+    pub fn has_keys(&self) -> bool {
+        self.uplink.keys.is_some()
     }
 
     /// What outlives a restart: keys, revocations, mesh tokens, relays, next hops and locations, as the frames that the
@@ -292,6 +299,9 @@ impl Relay {
         if self.uplink.state == State::Up {
             self.uplink.failures = 0;
         }
+        if std::mem::take(&mut self.uplink.discouraged) {
+            self.uplink.failures = QUICK_RETRIES + 16;
+        }
         self.uplink.state = State::Down;
         (self.uplink.moved_at, self.uplink.next_report) = (None, None);
         self.uplink.moved.clear();
@@ -309,12 +319,14 @@ impl Relay {
         match received.message {
             ControlMessage::AuthResponse(response) => self.accepted(&response, now),
             ControlMessage::Error(error) => {
-                let refused = self.uplink.state == State::Authenticating;
-                tracing::debug!(code = error.code, refused, "the controller reports an error");
-                if refused {
+                let code = error.error_code();
+                tracing::debug!(code = error.code, "the controller reports an error");
+                let busy = matches!(code, Some(ErrorCode::Unavailable | ErrorCode::Overloaded));
+                let token =
+                    matches!(code, Some(ErrorCode::InvalidToken | ErrorCode::TokenExpired | ErrorCode::TokenRevoked));
+                if token || (self.uplink.state == State::Authenticating && !busy) {
                     // Trying again soon cannot help.
-                    self.uplink.failures = QUICK_RETRIES + 16;
-                    let code = error.error_code();
+                    self.uplink.discouraged = true;
                     self.events.push_back(RelayEvent::ControllerRefused { code, message: error.message });
                 }
             }

@@ -35,5 +35,5 @@ pub use nodes::{NodeDetails, NodeFilter, NodeTouch, ONLINE_FRESHNESS};
 pub use revocations::{DEFAULT_REVOCATION_LIFETIME, RevocationDetails};
 pub use routes::NewRoute;
 pub use servers::{NewServer, ServerDetails};
-pub use settings::AuditEntry;
+pub use settings::{AuditEntry, TOKEN_KEYS};
 pub use store::{Actor, Counts, DEFAULT_MAX_PENDING, Store};

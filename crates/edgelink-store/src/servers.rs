@@ -7,6 +7,7 @@ use crate::names;
 use crate::store::{Store, Subject, from_db, id_to_db, to_db};
 use edgelink_model::records::{ServerKind, ServerRecord};
 use edgelink_model::{ServerId, UnixMillis};
+use sea_orm::sea_query::Expr;
 use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder};
 use std::net::IpAddr;
 
@@ -130,6 +131,34 @@ impl Store {
         writer.log(&Subject::Server(server.id)).await?;
         writer.audit("server.update", Some(("server", server.id.0)), None).await?;
         writer.commit().await?;
+        Ok(())
+    }
+
+    /// Lets nodes use a server, or no longer. Writes nothing when it is so already.
+    pub async fn set_server_enabled(&self, id: ServerId, enabled: bool) -> Result<(), StoreError> {
+        let mut writer = self.write().await?;
+        let row = find(&writer.txn, id).await?;
+        if row.enabled == enabled {
+            return Ok(());
+        }
+        let mut change = row.into_active_model();
+        change.enabled = Set(enabled);
+        server::Entity::update(change).exec(&writer.txn).await?;
+        writer.log(&Subject::Server(id)).await?;
+        let action = if enabled { "server.enable" } else { "server.disable" };
+        writer.audit(action, Some(("server", id.0)), None).await?;
+        writer.commit().await?;
+        Ok(())
+    }
+
+    /// Signs of life of connected servers. Nobody else must know, so nothing is logged.
+    pub async fn touch_servers(&self, online: &[ServerId], now: UnixMillis) -> Result<(), StoreError> {
+        let ids = online.iter().map(|id| id_to_db(id.0)).collect::<Result<Vec<_>, _>>()?;
+        server::Entity::update_many()
+            .col_expr(server::Column::LastHeartbeat, Expr::value(to_db(now)?))
+            .filter(server::Column::Id.is_in(ids))
+            .exec(&self.db)
+            .await?;
         Ok(())
     }
 

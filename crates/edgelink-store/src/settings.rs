@@ -30,6 +30,9 @@ pub struct AuditEntry {
     pub created_at: UnixMillis,
 }
 
+/// Where the controller keeps the keys that it made for its tokens.
+pub const TOKEN_KEYS: &str = "token_keys";
+
 impl Store {
     /// The value of `key`, if somebody set it.
     pub async fn setting(&self, key: &str) -> Result<Option<String>, StoreError> {

@@ -4,7 +4,7 @@
 //! that breaks the rules, made of the protocol's own crates. [`wire`] reads back what a capture saw.
 //!
 //! The binaries are those of `EDGELINK_BIN_DIR`, otherwise those beside the test binary's directory (`target/debug`),
-//! which `cargo build -p edgelink -p edgelink-controller -p edgelink-ctl` makes. A test that this machine does not permit
+//! which `cargo build -p edgelink -p edgelink-controller -p edgelink-ctl -p edgelink-server` makes. A test that this machine does not permit
 //! says `NOT TESTED` and why.
 #![allow(clippy::disallowed_methods, reason = "the tests work on the real clock")]
 

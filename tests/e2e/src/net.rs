@@ -39,7 +39,7 @@ impl Net {
     ///
     /// When it should be possible and is not.
     pub fn lab(names: &[&str], options: NetOptions) -> Result<Option<Self>> {
-        for program in ["edgelink", "edgelink-controller", "edgelink-ctl"] {
+        for program in ["edgelink", "edgelink-controller", "edgelink-ctl", "edgelink-server"] {
             binary(program)?;
         }
         let lab = match Lab::with_tools(&[Tool::Ping]) {
@@ -313,7 +313,7 @@ pub fn binary(program: &str) -> Result<PathBuf> {
     let path = dir.join(program);
     if !path.is_file() {
         bail!(
-            "{} is missing; run: cargo build -p edgelink -p edgelink-controller -p edgelink-ctl (or set EDGELINK_BIN_DIR)",
+            "{} is missing; run: cargo build -p edgelink -p edgelink-controller -p edgelink-ctl -p edgelink-server (or set EDGELINK_BIN_DIR)",
             path.display()
         );
     }

@@ -44,7 +44,12 @@ pub struct Door {
 }
 
 impl Door {
-    pub(crate) fn open(host: Host, to: SocketAddr, pin: Option<String>) -> Result<Self> {
+    /// A local port that leads to `to` from `host`; with `pin` the server speaks TLS.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened.
+    pub fn open(host: Host, to: SocketAddr, pin: Option<String>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;

@@ -25,6 +25,7 @@ pub use revocations::Revocations;
 use crate::MachinePublic;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use edgelink_model::records::ServerRecord;
 use edgelink_model::{ErrorCode, NetworkId, NodeId, ServerId};
 use rand_core::Rng;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -184,6 +185,21 @@ pub struct ServerClaims {
     pub exp: u64,
     /// Names the token, for revocation.
     pub jti: String,
+}
+
+impl ServerClaims {
+    /// Claims for a server as its record describes it; times in Unix seconds.
+    pub fn new(record: &ServerRecord, iat: u64, exp: u64, jti: String) -> Self {
+        let functions = [(record.relay, "relay"), (record.stun, "stun")];
+        let capabilities = functions.into_iter().filter(|(has, _)| *has).map(|(_, name)| name.to_owned()).collect();
+        let (server_id, server_name, region) = (record.id, record.name.clone(), record.region.clone());
+        Self { server_id, server_name, capabilities, region, iat, exp, jti }
+    }
+
+    /// What a server_token says, **unverified**: for the server that holds it and cannot verify it, to learn who it is.
+    pub fn peek(token: &str) -> Option<Self> {
+        jwt::peek(token)
+    }
 }
 
 /// A relay's right to dial one other relay; which one is the token's audience (DESIGN §3).

@@ -1,4 +1,4 @@
-//! The controller's own CA and certificate, for those who configure none (DESIGN §8).
+//! A controller's or relay's own CA and certificate, for those who configure none (DESIGN §8).
 //!
 //! The CA is made once and kept; nodes pin its public key, so the certificate below it can be made anew at every start
 //! with whatever names and addresses the host has by then.
@@ -22,23 +22,26 @@ const CA_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
 
 /// A certificate chain with its key, and what to pin.
-pub(crate) struct OwnCertificate {
+pub struct OwnCertificate {
     /// Certificate and CA, PEM.
-    pub(crate) chain: String,
+    pub chain: String,
     /// Private key, PEM.
-    pub(crate) key: String,
+    pub key: String,
     /// The CA's public key.
-    pub(crate) pin: Pin,
+    pub pin: Pin,
 }
 
 /// The certificate for `names` (host names and IP addresses), below the CA in `dir`, which is made at the first start.
-pub(crate) fn own(dir: &Path, names: &BTreeSet<String>, now: SystemTime) -> Result<OwnCertificate> {
+///
+/// # Errors
+/// When `dir` holds half a CA or cannot be written, or a name is malformed.
+pub fn own(dir: &Path, names: &BTreeSet<String>, now: SystemTime) -> Result<OwnCertificate> {
     let ca = Ca::open(dir, now)?;
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(names.iter().cloned().collect::<Vec<_>>())
         .context("a host name of the certificate is malformed")?;
     validity(&mut params, now, CERTIFICATE_LIFETIME);
-    params.distinguished_name = named("EdgeLink controller");
+    params.distinguished_name = named("EdgeLink");
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

@@ -19,23 +19,24 @@ const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 const POLICY_VIOLATION: u16 = 1008;
 
 /// The core's grip on a connection's task.
-#[derive(Default)]
-pub(crate) struct Handle {
+#[derive(Debug, Default)]
+pub struct Handle {
     /// Something is queued, or the connection is to be closed.
-    pub(crate) wake: Notify,
+    pub wake: Notify,
     /// Close: `true` after what is queued has been sent.
-    pub(crate) closing: Cell<Option<bool>>,
+    pub closing: Cell<Option<bool>>,
 }
 
 impl Handle {
-    pub(crate) fn close(&self, flush: bool) {
+    /// Ends the connection, after what is queued has been sent if `flush`.
+    pub fn close(&self, flush: bool) {
         self.closing.set(Some(flush));
         self.wake.notify_one();
     }
 }
 
 /// What a core does with one connection.
-pub(crate) trait Core {
+pub trait Core {
     /// A binary message arrived.
     fn message(&self, message: Bytes);
     /// A text message arrived.
@@ -47,7 +48,7 @@ pub(crate) trait Core {
 }
 
 /// Drives the connection until either side closes it.
-pub(crate) async fn drive(mut ws: WebSocket, handle: Rc<Handle>, core: &impl Core) {
+pub async fn drive(mut ws: WebSocket, handle: Rc<Handle>, core: &impl Core) {
     let mut out = Vec::new();
     let mut more = true;
     let result: Result<(), WsError> = async {
@@ -115,15 +116,15 @@ fn receive(ws: &mut WebSocket, first: Incoming, core: &impl Core) -> Result<(), 
 }
 
 /// Whole messages that wait for a slow reader, bounded in bytes.
-#[derive(Default)]
-pub(crate) struct Outbox {
+#[derive(Debug, Default)]
+pub struct Outbox {
     queue: RefCell<VecDeque<Bytes>>,
     queued: Cell<usize>,
 }
 
 impl Outbox {
     /// Queues a message; `false` when the reader is too far behind.
-    pub(crate) fn push(&self, message: Bytes, limit: usize) -> bool {
+    pub fn push(&self, message: Bytes, limit: usize) -> bool {
         let queued = self.queued.get() + message.len();
         // One message always fits, however large.
         if queued > limit && self.queued.get() > 0 {
@@ -135,7 +136,7 @@ impl Outbox {
     }
 
     /// Takes messages of about `bytes` in all.
-    pub(crate) fn take(&self, bytes: usize, out: &mut Vec<Bytes>) {
+    pub fn take(&self, bytes: usize, out: &mut Vec<Bytes>) {
         let mut taken = 0;
         while taken < bytes
             && let Some(message) = self.queue.borrow_mut().pop_front()
