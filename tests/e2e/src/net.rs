@@ -118,6 +118,11 @@ impl Net {
         Ok(())
     }
 
+    /// More of the controller's configuration, for its next start.
+    pub fn set_controller_config(&mut self, config: Value) {
+        self.options.controller = Some(config);
+    }
+
     /// The controller's process.
     ///
     /// # Errors

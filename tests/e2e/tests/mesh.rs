@@ -189,6 +189,38 @@ fn a_disabled_relay_is_left_and_taken_up_again() {
 }
 
 #[test]
+fn the_built_in_relay_is_one_of_the_mesh_over_tls() {
+    let Some(mut net) = Net::lab(&[], NetOptions::default()).unwrap() else { return };
+    net.start_controller().unwrap();
+    // Beside the controller, on another port: both make their own certificates, and trust each other's by name.
+    let address = TcpOnly::RELAY;
+    let url = format!("wss://{address}:8443");
+    let controller = net.url().unwrap().to_owned();
+    let added = net.ctl_json(&["server", "add", "--name", "r1", "--url", &url, "--controller", &controller]).unwrap();
+    let mut config = added["config"].clone();
+    assert!(config["controller"]["pin"].as_str().unwrap().starts_with("sha256:"), "{config}");
+    let dir = net.lab_ref().dir().join("r1");
+    config["state_dir"] = json!(dir);
+    config["relay"].as_object_mut().unwrap().remove("tls");
+    let file = net.lab_ref().dir().join("r1.json");
+    std::fs::write(&file, config.to_string()).unwrap();
+    let command = net.topology.relay.command(binary("edgelink-server").unwrap()).arg("--config").arg(&file);
+    let relay = command.spawn_logged().unwrap();
+    relay.wait_line("ready server ", SOON).unwrap();
+    relay.wait_line("connected to the controller", SOON).unwrap();
+
+    // Its certificate is not trusted yet: no link.
+    assert_eq!(net.metric("edgelink_relay_mesh_links").unwrap(), 0);
+    net.controller().unwrap().kill().unwrap();
+    net.set_controller_config(json!({ "builtin_relay": { "ca_file": dir.join("ca.pem") } }));
+    net.start_controller().unwrap();
+    relay.wait_line("linked with another relay", SOON).unwrap();
+    assert_eq!(net.metric("edgelink_relay_mesh_links").unwrap(), 1);
+    assert_eq!(net.metric("edgelink_servers_online").unwrap(), 2);
+    assert!(relay.terminate(SOON).unwrap().success());
+}
+
+#[test]
 fn bad_configurations_are_refused_with_the_reason() {
     let Some(net) = Net::lab(&[], NetOptions::default()).unwrap() else { return };
     let run = |config: Value| {
