@@ -230,13 +230,13 @@ impl Node {
     fn send_announce(&mut self, peer: NodeId, now: Now) {
         let Some(announce) = self.own_announce(peer) else { return };
         let Some(plan) = self.aside(peer, announce.len(), now) else { return };
-        for link in [Some(plan.first), plan.second]
+        for exit in [Some(plan.first), plan.second]
             .into_iter()
             .flatten()
-            .filter_map(|way| self.link_of(way))
+            .filter_map(|way| self.exit_of(way))
             .collect::<Vec<_>>()
         {
-            self.send(link, announce.clone());
+            self.send_frame(exit, announce.clone());
         }
     }
 }

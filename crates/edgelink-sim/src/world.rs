@@ -9,7 +9,7 @@ use edgelink_auth::token::{Issuer, TokenKeys};
 use edgelink_control::{self as control, Control, ControlConfig, StoreOp};
 use edgelink_model::records::HostInfo;
 use edgelink_model::{NodeId, Now, ServerId, capabilities};
-use edgelink_node::{self as node, LinkId, Node, NodeConfig, PathSettings, PersistedState, PingId, Target};
+use edgelink_node::{self as node, LinkId, Node, NodeConfig, P2pConfig, PathSettings, PersistedState, PingId, Target};
 use edgelink_relay::{self as relay, Relay, RelayConfig, RelayEvent};
 use edgelink_session::trust::Trust;
 use edgelink_wire::virtio;
@@ -252,6 +252,7 @@ impl World {
             psk: None,
             capabilities: capabilities::SUPER_PACKETS,
             paths: PathSettings::default(),
+            p2p: P2pConfig::default(),
         };
         let machine = MachineKey::from_seed(host.seed);
         host.node = Some(Node::new(config, machine, host.persisted.clone(), now, &mut self.rng));
@@ -503,6 +504,8 @@ impl World {
                     host.addresses.clear();
                 }
                 node::Event::Persist(state) => host.persisted = *state,
+                // There is no UDP in this world.
+                node::Event::OpenSocket { .. } | node::Event::CloseSocket { .. } | node::Event::Datagrams => {}
                 node::Event::Pong { ping, rtt, .. } => self.pongs.push((NodeIndex(index), ping, rtt)),
             }
         }
