@@ -185,7 +185,7 @@ impl Node {
 
     /// A KEY_ANNOUNCE that came over a relay. It only updates nodes that are pinned and in the last CONFIG; rate and
     /// sequence number are checked before the signature, which is the costly part.
-    pub(crate) fn handle_key_announce(&mut self, payload: &[u8], now: Now, rng: &mut impl rand_core::Rng) {
+    pub(crate) fn handle_key_announce(&mut self, payload: &[u8], now: Now) {
         let Ok(announce) = KeyAnnounce::parse(payload) else { return self.drops.count(Drop::Malformed) };
         let Some(identity) = &self.identity else { return };
         let (me, network) = (identity.node, identity.network);
@@ -205,7 +205,7 @@ impl Node {
             return self.drops.count(Drop::Malformed);
         };
         if statement.node_id == me {
-            return self.hear_own_statement(&announce, now, rng);
+            return self.hear_own_statement(&announce, now);
         }
         let there = self.controller_time(now).unix_secs();
         if statement.not_after.saturating_add(CLOCK_LEEWAY_SECS) < there
@@ -255,7 +255,7 @@ impl Node {
 
     /// A peer holds a newer statement of ours than we have made: our machine key is in use twice. A newer key still makes
     /// us heard again.
-    fn hear_own_statement(&mut self, announce: &KeyAnnounce, now: Now, rng: &mut impl rand_core::Rng) {
+    fn hear_own_statement(&mut self, announce: &KeyAnnounce, now: Now) {
         let ours = self.sessions.as_ref().and_then(|s| s.local_statement()).map_or(0, |s| s.statement().seq);
         let signed = SignedStatement::verify(&announce.statement, &announce.signature).ok();
         let newer = signed.filter(|s| s.statement().machine_pub == self.machine.public() && s.statement().seq > ours);
@@ -265,7 +265,7 @@ impl Node {
                 tracing::warn!(peer = %announce.src, "a peer knows a newer key of ours: is our machine key in use twice?");
                 self.own_heard_at = Some(now.mono);
                 self.seq_floor = self.seq_floor.max(signed.statement().seq);
-                self.rotate(now, rng);
+                self.timers.set(Timer::Rotate, now.mono);
             }
             Some(_) => {}
             None => self.refuse_statement(announce.src, "it names us, and we have not made it"),
@@ -280,13 +280,13 @@ impl Node {
 
     fn send_frame_aside(&mut self, peer: NodeId, announce: Vec<u8>, now: Now) {
         let Some(plan) = self.aside(peer, announce.len(), now) else { return };
-        for link in [Some(plan.first), plan.second]
+        for exit in [Some(plan.first), plan.second]
             .into_iter()
             .flatten()
-            .filter_map(|way| self.link_of(way))
+            .filter_map(|way| self.exit_of(way))
             .collect::<Vec<_>>()
         {
-            self.send(link, announce.clone());
+            self.send_frame(exit, announce.clone());
         }
     }
 }

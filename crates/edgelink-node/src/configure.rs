@@ -56,6 +56,8 @@ impl Node {
         self.latest.peers = peers;
         let relays = self.latest.relays.clone();
         self.set_relays(&relays, now);
+        self.set_stun_servers(now);
+        self.start_direct();
         self.persist();
         if first {
             self.events.push_back(Event::Ready);
@@ -96,7 +98,7 @@ impl Node {
         // What they concern has expired by itself by then (DESIGN §3).
         let there = self.controller_time(now).unix_secs();
         self.latest.revocations.retain(|revocation| revocation.expires > there);
-        self.apply_revocations(&update.revocations);
+        self.apply_revocations(&update.revocations, now);
         for id in &update.removed_peers {
             self.latest.peers.retain(|p| p.node_id != *id);
             self.remove_peer(NodeId(*id));
@@ -124,6 +126,7 @@ impl Node {
         }
         if let Some(stun) = update.stun_servers {
             self.latest.stun_servers = stun.servers;
+            self.set_stun_servers(now);
         }
         if let Some(relays) = update.relays {
             self.set_relays(&relays.relays, now);

@@ -189,6 +189,13 @@ impl Node {
                 let answer = received.ack_requested || applied.is_err();
                 self.acknowledge(link, &received.ty, applied, answer);
             }
+            ControlMessage::P2pInit(message) if phase == Phase::Ready => {
+                let ask = proto::P2pEndpoint { attempt: 1, ..Default::default() };
+                self.handle_endpoints(NodeId(message.node_id), &ask, now);
+            }
+            ControlMessage::P2pEndpoint(message) if phase == Phase::Ready => {
+                self.handle_endpoints(NodeId(message.node_id), &message, now);
+            }
             ControlMessage::Error(error) => self.handle_control_error(link, &error, now, rng),
             _ => self.drops.count(Drop::Malformed),
         }
@@ -251,7 +258,7 @@ impl Node {
                 self.control.refusal = Some(refusal);
                 self.control.backoff.connected(now.mono);
                 if self.identity.is_some() {
-                    self.expelled();
+                    self.expelled(now);
                 }
                 self.ping_control(link, now, rng);
             }
@@ -259,7 +266,7 @@ impl Node {
                 tracing::warn!(message = refusal.message, "no longer a member of the network");
                 self.control.phase = Phase::Waiting;
                 self.control.refusal = Some(refusal);
-                self.expelled();
+                self.expelled(now);
             }
             // After the admission these answer our key statement: as final as a refusal before it.
             (_, Phase::Hello | Phase::Proof)
@@ -345,7 +352,8 @@ impl Node {
     }
 
     /// We are no member any more: sessions end, relays are left, the interface goes down.
-    fn expelled(&mut self) {
+    fn expelled(&mut self, now: Now) {
+        self.stop_direct(now);
         for (_, relay) in std::mem::take(&mut self.relays) {
             if let Some(link) = relay.link() {
                 self.hang_up(link, None);

@@ -7,7 +7,7 @@ use edgelink_model::{NodeId, Now, ServerId, capabilities};
 use edgelink_path::{Hops, Way};
 use edgelink_session::OpenError;
 use edgelink_wire::virtio::{self, VirtioHeader};
-use edgelink_wire::{Flags, Frame, FrameMut, FrameType, HEADER_LEN, packet};
+use edgelink_wire::{Flags, Frame, FrameType, HEADER_LEN, packet};
 
 /// The virtio header of a plain packet: nothing to do.
 const PLAIN: [u8; virtio::LEN] = [0; virtio::LEN];
@@ -31,11 +31,16 @@ impl Node {
         }
         let peer = self.peers.by_address(ip.dst).ok_or(Drop::NoRoute)?;
         let bytes = packet.len();
-        let plan = self.plan(peer, bytes, now)?;
+        let mut plan = self.plan(peer, bytes, now)?;
+        let narrow = plan.hedging || plan.first.is_direct();
+        if !header.is_gso() && plan.first.is_direct() && !self.fits_udp(&[packet]) {
+            // Whatever the TUN's MTU is: nothing is cut into IP fragments.
+            plan.first = self.relay_way(peer).ok_or(Drop::TooLarge)?;
+        }
         if !header.is_gso() {
             virtio::complete_checksum(&header, packet).map_err(|_| Drop::NotIp)?;
             self.send_sealed(peer, FrameType::Data, Flags::default(), &[packet], plan, now)?;
-        } else if self.takes_super_packets(peer) && !plan.hedging && virtio::validate(&header, packet).is_ok() {
+        } else if self.takes_super_packets(peer) && !narrow && virtio::validate(&header, packet).is_ok() {
             self.send_sealed(peer, FrameType::Data, Flags::SUPER_PACKET, &[header_bytes, packet], plan, now)?;
         } else {
             // The peer wants plain packets, or would refuse this one (it may not fit a frame), or two ways are used
@@ -78,12 +83,13 @@ impl Node {
             };
             let hops = if frame.flags.contains(Flags::LOCAL_ONLY) { Hops::One } else { Hops::Any };
             let way = Way::Relay { relay: id, hops };
-            let outcome = match FrameType::from_u8(frame.ty) {
-                Some(FrameType::Data) => self.receive_packet(frame, way, now, tun),
-                Some(FrameType::P2pPing) => self.receive_probe(frame, way, now, true),
-                Some(FrameType::P2pPong) => self.receive_probe(frame, way, now, false),
+            let ty = FrameType::from_u8(frame.ty);
+            let outcome = match ty {
+                Some(FrameType::Data | FrameType::P2pPing | FrameType::P2pPong) => {
+                    self.receive_frame(frame.raw, ty, way, now, tun)
+                }
                 Some(FrameType::KeyAnnounce) => {
-                    self.handle_key_announce(frame.raw.get(HEADER_LEN..).unwrap_or_default(), now, rng);
+                    self.handle_key_announce(frame.raw.get(HEADER_LEN..).unwrap_or_default(), now);
                     Ok(())
                 }
                 _ => {
@@ -103,15 +109,32 @@ impl Node {
         }
     }
 
-    fn receive_packet(
+    /// A sealed frame that came over `way`.
+    pub(crate) fn receive_frame(
         &mut self,
-        frame: FrameMut<'_>,
+        raw: &mut [u8],
+        ty: Option<FrameType>,
         way: Way,
         now: Now,
         tun: &mut impl FnMut(&[u8], &[u8]),
     ) -> Result<(), Drop> {
-        let super_packet = frame.flags.contains(Flags::SUPER_PACKET);
-        let (from, plaintext) = self.open(frame.raw, way, now)?;
+        match ty {
+            Some(FrameType::Data) => self.receive_packet(raw, way, now, tun),
+            Some(FrameType::P2pPing) => self.receive_probe(raw, way, now, true),
+            Some(FrameType::P2pPong) => self.receive_probe(raw, way, now, false),
+            _ => Err(Drop::Malformed),
+        }
+    }
+
+    fn receive_packet(
+        &mut self,
+        raw: &mut [u8],
+        way: Way,
+        now: Now,
+        tun: &mut impl FnMut(&[u8], &[u8]),
+    ) -> Result<(), Drop> {
+        let super_packet = raw.get(2).is_some_and(|flags| Flags(*flags).contains(Flags::SUPER_PACKET));
+        let (from, plaintext) = self.open(raw, way, now)?;
         let (header, packet): (&[u8], &[u8]) = if super_packet {
             let (header, packet) = plaintext.split_at_checked(virtio::LEN).ok_or(Drop::BadSuperPacket)?;
             let parsed = VirtioHeader::parse(header).ok_or(Drop::BadSuperPacket)?;
@@ -138,15 +161,17 @@ impl Node {
     }
 
     /// A probe is answered over the way that it came by: it proves both directions.
-    fn receive_probe(&mut self, frame: FrameMut<'_>, way: Way, now: Now, ping: bool) -> Result<(), Drop> {
-        let (from, plaintext) = self.open(frame.raw, way, now)?;
+    fn receive_probe(&mut self, raw: &mut [u8], way: Way, now: Now, ping: bool) -> Result<(), Drop> {
+        let (from, plaintext) = self.open(raw, way, now)?;
         if ping {
+            self.handle_sealed_endpoints(from, plaintext, now);
             let echo = plaintext.to_vec();
             let plan = Plan { first: way, second: None, hedging: false };
             self.send_sealed(from, FrameType::P2pPong, Flags::default(), &[&echo], plan, now)
         } else {
             let probe = edgelink_wire::probe::Probe::parse(plaintext).map_err(|_| Drop::Malformed)?;
-            self.path_pong(from, probe, now);
+            self.path_pong(from, probe, way, now);
+            self.punch_pong(from, probe, way, now);
             self.handle_pong(from, probe, now);
             Ok(())
         }
@@ -162,6 +187,7 @@ impl Node {
                 peer.undeliverable = None;
                 let (from, plaintext) = (opened.peer, opened.plaintext);
                 self.note_arrival(from, way, now);
+                self.note_udp(from, way, now);
                 Ok((from, plaintext))
             }
             Err(OpenError::UnknownKey { src } | OpenError::UnknownPeer { src }) => {

@@ -36,6 +36,8 @@ reasons! {
     NotForUs = "not_for_us",
     /// From a relay: sealed under a key, or by a node, that we do not know (any more).
     UnknownKey = "unknown_key",
+    /// By UDP: nothing of this protocol.
+    ForeignDatagram = "foreign_datagram",
     /// From a relay: authentication failed.
     BadTag = "bad_tag",
     /// From a relay: seen before, or too old for the replay window.

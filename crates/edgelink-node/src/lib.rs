@@ -16,6 +16,7 @@ mod backoff;
 mod configure;
 mod control;
 mod data;
+mod direct;
 mod drops;
 mod latency;
 mod link;
@@ -26,18 +27,22 @@ mod ping;
 mod relays;
 mod status;
 mod timers;
+mod udp;
 
+pub use direct::P2pConfig;
 pub use drops::Drop;
+pub use edgelink_path::SocketId;
 pub use link::{LinkId, Target};
 pub use persist::PersistedState;
 pub use ping::{PingError, PingId};
+pub use udp::Transmit;
 
 use control::Control;
 use drops::Drops;
 use edgelink_auth::MachineKey;
 use edgelink_model::records::HostInfo;
 use edgelink_model::{NetworkId, NodeId, Now, ServerId};
-use edgelink_path::RelayWay;
+use edgelink_path::{RelayWay, StunServer};
 use edgelink_session::SessionTable;
 use edgelink_session::trust::{PinStore, Trust};
 use edgelink_wire::control::proto;
@@ -67,6 +72,8 @@ pub struct NodeConfig {
     pub capabilities: u32,
     /// How relays are used.
     pub paths: PathSettings,
+    /// How direct paths are used.
+    pub p2p: P2pConfig,
 }
 
 /// How relays are used.
@@ -110,6 +117,20 @@ pub enum Event {
     Expelled,
     /// Keep this on disk before doing anything that follows.
     Persist(Box<PersistedState>),
+    /// Open a UDP socket, then report [`Node::socket_opened`] or [`Node::socket_failed`].
+    OpenSocket {
+        /// Name of the socket to be.
+        socket: SocketId,
+        /// The port to bind if it is free; 0: any.
+        port: u16,
+    },
+    /// Close a UDP socket.
+    CloseSocket {
+        /// Which.
+        socket: SocketId,
+    },
+    /// [`Node::poll_datagram`] has something. Told once until it has returned `None`.
+    Datagrams,
     /// The answer to [`Node::ping`].
     Pong {
         /// Which ping.
@@ -168,6 +189,8 @@ pub struct Node {
     next_link: u64,
     /// What the connected relays offer, the same for all peers.
     relay_ways: Vec<RelayWay>,
+    direct: direct::Direct,
+    stun_servers: Vec<StunServer>,
     report: latency::Report,
     /// Names the last probe.
     last_probe_us: u64,
@@ -195,6 +218,7 @@ impl Node {
             pins: PinStore::import(config.trust.clone(), persisted.pins),
             clock_offset_ms: persisted.clock_offset_ms,
             seq_floor: persisted.seq_floor,
+            direct: direct::Direct::new(&config.p2p),
             config,
             machine,
             identity: None,
@@ -207,6 +231,7 @@ impl Node {
             links: BTreeMap::new(),
             next_link: 1,
             relay_ways: Vec::new(),
+            stun_servers: Vec::new(),
             report: latency::Report::default(),
             last_probe_us: 0,
             pings: ping::Pings::default(),
@@ -250,6 +275,8 @@ impl Node {
                 Timer::Announce(peer) => self.announce_timeout(peer, now),
                 Timer::Ping(ping) => self.pings.forget(ping),
                 Timer::Path(peer) => self.path_timeout(peer, now),
+                Timer::Punch(peer) => self.punch_timeout(peer, now),
+                Timer::Stun => self.stun_timeout(now, rng),
                 Timer::Window(peer) => self.window_timeout(peer, now),
                 Timer::Stall(link) => self.stall_timeout(link, now),
                 Timer::Report => self.report_timeout(now),

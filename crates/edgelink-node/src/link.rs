@@ -202,10 +202,10 @@ impl Node {
         Some(message)
     }
 
-    /// Whether the shell should go on reading the TUN. Look again after each [`Node::poll_transmit`] and
-    /// [`Node::handle_timeout`].
+    /// Whether the shell should go on reading the TUN. Look again after each [`Node::poll_transmit`],
+    /// [`Node::poll_datagram`] and [`Node::handle_timeout`].
     pub fn wants_tun(&self) -> bool {
         let holds_up = |link: &Link| link.is_full() && !link.stalled && link.target != Target::Control;
-        !self.links.values().any(holds_up)
+        !self.links.values().any(holds_up) && !self.direct.queue.is_full()
     }
 }

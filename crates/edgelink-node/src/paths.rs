@@ -5,12 +5,22 @@ use crate::peers::Peer;
 use crate::timers::Timer;
 use crate::{Drop, Node};
 use edgelink_model::{NodeId, Now, ServerId};
-use edgelink_path::{Advice, Hops, PathId, PeerPaths, RelayWay, View, Way};
+use edgelink_path::{Advice, Hops, PathId, PeerPaths, RelayWay, SocketId, View, Way};
 use edgelink_session::{DEFAULT_WINDOW, MAX_WINDOW, SealError};
 use edgelink_wire::control::proto;
 use edgelink_wire::probe::Probe;
 use edgelink_wire::{Flags, FrameType, data};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+/// What is written to first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// A relay's connection.
+    Link(LinkId),
+    /// A datagram.
+    Udp(SocketId, SocketAddr),
+}
 
 /// Where one packet goes.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +35,8 @@ pub(crate) struct Plan {
 impl Node {
     /// Where the next packet of the user to `peer` goes. The first one after a pause starts the probing.
     pub(crate) fn plan(&mut self, peer: NodeId, bytes: usize, now: Now) -> Result<Plan, Drop> {
-        if self.relay_ways.is_empty() {
+        let direct = || self.peers.get(peer).and_then(|p| p.paths.as_ref()).is_some_and(|paths| paths.has_direct());
+        if self.relay_ways.is_empty() && !direct() {
             return Err(Drop::NoPath);
         }
         if !self.sessions.as_ref().is_some_and(|s| s.has_peer(peer)) {
@@ -36,6 +47,7 @@ impl Node {
         let paths = match &mut state.paths {
             Some(paths) => {
                 if paths.is_asleep(now.mono) {
+                    paths.set_advice(state.advice, now.mono);
                     paths.set_relays(&self.relay_ways, now.mono);
                 }
                 paths
@@ -49,12 +61,14 @@ impl Node {
         };
         let sending = paths.send(bytes, now.mono);
         let hedging = paths.is_hedging();
+        let new = state.note_data(now.mono);
+        if new {
+            self.report_soon(now);
+        }
         if sending.woken {
             // The probes go out after the packet: nobody waits for them.
             self.timers.set(Timer::Path(peer), now.mono);
-        }
-        if state.note_data(now.mono) {
-            self.report_soon(now);
+            self.want_direct(peer, now);
         }
         let first = sending.first.ok_or(Drop::NoPath)?;
         Ok(Plan { first, second: sending.second, hedging })
@@ -81,8 +95,8 @@ impl Node {
         plan: Plan,
         now: Now,
     ) -> Result<(), Drop> {
-        let first = self.link_of(plan.first);
-        let second = plan.second.and_then(|way| self.link_of(way).map(|link| (link, way)));
+        let first = self.exit_of(plan.first).map(|exit| (exit, plan.first));
+        let second = plan.second.and_then(|way| self.exit_of(way).map(|exit| (exit, way)));
         if first.is_none() && second.is_none() {
             return Err(Drop::NoPath);
         }
@@ -92,30 +106,38 @@ impl Node {
         if ty != FrameType::Data {
             // Signalling overtakes data, here as in the relays.
             let mut frame = self.seal(peer, ty, flags, parts)?;
-            for (link, way) in first.map(|link| (link, plan.first)).into_iter().chain(second) {
+            for (exit, way) in first.into_iter().chain(second) {
                 set_local_only(&mut frame, way);
-                self.send(link, frame.clone());
+                self.send_frame(exit, frame.clone());
             }
             return Ok(());
         }
-        let mut outcome = Err(Drop::NoPath);
-        if let Some(link) = first {
-            outcome = self.seal_into(link, plan.first, peer, flags, parts, now);
-        }
-        let Some((link, way)) = second else { return outcome };
+        let outcome = match first {
+            Some((exit, way)) => self.seal_into(exit, way, peer, flags, parts, now),
+            None => Err(Drop::NoPath),
+        };
+        let Some((exit, way)) = second else { return outcome };
         match (outcome, first) {
-            (Ok(()), Some(first)) => {
+            (Ok(()), Some((first, _))) => {
                 // The second copy may be lost without harm, the first one not.
-                let _ = self.copy_last(first, link, way, now);
+                let _ = self.copy_last(first, exit, way, now);
                 Ok(())
             }
             // A connection through which nothing passes is soon full: that must not stop what goes the other way.
-            _ => self.seal_into(link, way, peer, flags, parts, now),
+            _ => self.seal_into(exit, way, peer, flags, parts, now),
+        }
+    }
+
+    /// One whole frame that is no data, over the way that `exit` begins.
+    pub(crate) fn send_frame(&mut self, exit: Exit, frame: Vec<u8>) {
+        match exit {
+            Exit::Link(link) => self.send(link, frame),
+            Exit::Udp(socket, remote) => self.signal_udp(socket, remote, frame),
         }
     }
 
     /// One sealed frame in a buffer of its own.
-    fn seal(&mut self, peer: NodeId, ty: FrameType, flags: Flags, parts: &[&[u8]]) -> Result<Vec<u8>, Drop> {
+    pub(crate) fn seal(&mut self, peer: NodeId, ty: FrameType, flags: Flags, parts: &[&[u8]]) -> Result<Vec<u8>, Drop> {
         let sessions = self.sessions.as_mut().ok_or(Drop::NoSession)?;
         let mut frame = vec![0; data::PLAINTEXT_OFFSET];
         parts.iter().for_each(|part| frame.extend_from_slice(part));
@@ -125,10 +147,10 @@ impl Node {
         Ok(frame)
     }
 
-    /// Seals a DATA frame in place in a link's batch.
+    /// Seals a DATA frame in place where it waits to be sent.
     fn seal_into(
         &mut self,
-        link_id: LinkId,
+        exit: Exit,
         way: Way,
         peer: NodeId,
         flags: Flags,
@@ -136,38 +158,69 @@ impl Node {
         now: Now,
     ) -> Result<(), Drop> {
         let sessions = self.sessions.as_mut().ok_or(Drop::NoSession)?;
-        let link = self.links.get_mut(&link_id).ok_or(Drop::NoPath)?;
         let mut sealer = sessions.sealer(peer).map_err(|_| Drop::NoSession)?;
-        link.push_frame(parts, |frame| {
+        let seal = |frame: &mut [u8]| {
             sealer.seal(FrameType::Data, flags, frame).map_err(not_sealed)?;
             set_local_only(frame, way);
             Ok(())
-        })?;
-        self.queued(link_id, now);
+        };
+        match exit {
+            Exit::Link(id) => {
+                self.links.get_mut(&id).ok_or(Drop::NoPath)?.push_frame(parts, seal)?;
+                self.queued(id, now);
+            }
+            Exit::Udp(socket, remote) => {
+                self.direct.queue.push_frame(socket, remote, parts, seal)?;
+                self.udp_queued();
+            }
+        }
         Ok(())
     }
 
-    /// Queues the frame that was last queued for `from` for `to` as well, with that way's *local only* flag.
-    fn copy_last(&mut self, from: LinkId, to: LinkId, way: Way, now: Now) -> Result<(), Drop> {
+    /// Queues the frame that was last queued at `from` at `to` as well, with that way's *local only* flag.
+    fn copy_last(&mut self, from: Exit, to: Exit, way: Way, now: Now) -> Result<(), Drop> {
         if from == to {
             return Ok(());
         }
-        let frame = self.links.get(&from).map(|link| link.last_frame().to_vec()).ok_or(Drop::NoPath)?;
+        let frame = match from {
+            Exit::Link(id) => self.links.get(&id).map(|link| link.last_frame().to_vec()).ok_or(Drop::NoPath)?,
+            Exit::Udp(..) => self.direct.queue.last_frame().to_vec(),
+        };
         let text = frame.get(data::PLAINTEXT_OFFSET..frame.len().saturating_sub(data::TAG_LEN)).unwrap_or_default();
-        let link = self.links.get_mut(&to).ok_or(Drop::NoPath)?;
-        link.push_frame(&[text], |copy| {
-            copy.copy_from_slice(&frame);
-            set_local_only(copy, way);
+        let copy = |room: &mut [u8]| {
+            room.copy_from_slice(&frame);
+            set_local_only(room, way);
             Ok(())
-        })?;
-        self.queued(to, now);
+        };
+        match to {
+            Exit::Link(id) => {
+                self.links.get_mut(&id).ok_or(Drop::NoPath)?.push_frame(&[text], copy)?;
+                self.queued(id, now);
+            }
+            Exit::Udp(socket, remote) => {
+                self.direct.queue.push_frame(socket, remote, &[text], copy)?;
+                self.udp_queued();
+            }
+        }
         Ok(())
     }
 
-    /// The connection that a way begins with.
-    pub(crate) fn link_of(&self, way: Way) -> Option<LinkId> {
-        let relay = self.relays.get(&way.relay()?)?;
-        relay.link().filter(|_| relay.connected())
+    /// What a way begins with, if that is open.
+    pub(crate) fn exit_of(&self, way: Way) -> Option<Exit> {
+        match way {
+            Way::Relay { relay, .. } => {
+                let relay = self.relays.get(&relay)?;
+                relay.link().filter(|_| relay.connected()).map(Exit::Link)
+            }
+            Way::Udp { socket, remote, .. } => Some(Exit::Udp(socket, remote)),
+        }
+    }
+
+    /// The best way to a peer through relays.
+    pub(crate) fn relay_way(&self, id: NodeId) -> Option<Way> {
+        let peer = self.peers.get(id)?;
+        let used = peer.paths.iter().flat_map(|paths| paths.views()).map(|view| view.way).find(|way| !way.is_direct());
+        used.or_else(|| prospect(&self.relay_ways, peer.advice, self.epoch).map(|view| view.way))
     }
 
     /// Relays have come or gone, or are nearer or farther than they were.
@@ -235,6 +288,7 @@ impl Node {
     pub(crate) fn path_timeout(&mut self, id: NodeId, now: Now) {
         let Some(paths) = self.peers.get_mut(id).and_then(|p| p.paths.as_mut()) else { return };
         let before = paths.view().map(|view| view.way);
+        let had_direct = paths.has_direct();
         paths.handle_timeout(now.mono);
         let view = paths.view();
         if view.map(|view| view.way) != before {
@@ -258,15 +312,19 @@ impl Node {
                 }
                 Err(reason) => tracing::trace!(peer = %id, ?reason, "probe not sent"),
             }
+            if let (true, Way::Udp { socket, remote, .. }) = (probe.keepalive, probe.way) {
+                self.send_keepalive(socket, remote, now);
+            }
         }
+        self.check_direct(id, had_direct, now);
         self.arm_path(id);
     }
 
     /// A PONG of a path, authenticated.
-    pub(crate) fn path_pong(&mut self, id: NodeId, probe: Probe, now: Now) {
+    pub(crate) fn path_pong(&mut self, id: NodeId, probe: Probe, way: Way, now: Now) {
         let Some(paths) = self.peers.get_mut(id).and_then(|p| p.paths.as_mut()) else { return };
         let before = paths.view().map(|view| view.way);
-        if paths.pong(PathId(probe.path), probe.sent_us, now.mono).is_some() {
+        if paths.pong(PathId(probe.path), probe.sent_us, way, now.mono).is_some() {
             let view = paths.view();
             if view.map(|view| view.way) != before {
                 tracing::debug!(peer = %id, from = ?before, to = ?view, "another path");

@@ -6,7 +6,7 @@ use crate::timers::Timer;
 use crate::{Drop, Node};
 use edgelink_auth::{MachinePublic, SignedStatement};
 use edgelink_model::{NodeId, Now};
-use edgelink_path::{Advice, Arrivals, PeerPaths};
+use edgelink_path::{Advice, Arrivals, PeerPaths, Punch};
 use edgelink_wire::control::proto;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// LATENCY_REPORT lists the peers with data in this time (DESIGN §1).
 const TALKING: Duration = Duration::from_secs(60);
+/// A peer that asks for our endpoints is answered at most this often.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
 pub(crate) struct Peers {
@@ -44,6 +46,14 @@ pub(crate) struct Peer {
     /// Made by the first packet, and kept: without traffic it costs memory (at most 4 KiB) and nothing else.
     pub(crate) paths: Option<Box<PeerPaths>>,
     pub(crate) arrivals: Arrivals,
+    /// The search for a direct path, while there is one.
+    pub(crate) punch: Option<Box<Punch>>,
+    /// It wants no direct paths.
+    pub(crate) refuses_direct: bool,
+    /// Its NAT maps each destination to another port.
+    pub(crate) is_symmetric: bool,
+    /// When it was last told our endpoints because it asked.
+    answered_at: Option<Instant>,
 }
 
 impl Peers {
@@ -190,7 +200,7 @@ impl Node {
 
     pub(crate) fn remove_peer(&mut self, id: NodeId) {
         self.peers.remove(id);
-        for timer in [Timer::Announce(id), Timer::Path(id), Timer::Window(id)] {
+        for timer in [Timer::Announce(id), Timer::Path(id), Timer::Window(id), Timer::Punch(id)] {
             self.timers.clear(timer);
         }
         if let Some(sessions) = &mut self.sessions {
@@ -199,7 +209,7 @@ impl Node {
     }
 
     /// A node was revoked: sessions with it end at once, direct paths included (DESIGN §3).
-    pub(crate) fn apply_revocations(&mut self, revocations: &[proto::Revocation]) {
+    pub(crate) fn apply_revocations(&mut self, revocations: &[proto::Revocation], now: Now) {
         for revocation in revocations.iter().filter(|r| r.node_id != 0) {
             let id = NodeId(revocation.node_id);
             let Some(peer) = self.peers.get_mut(id) else { continue };
@@ -207,6 +217,7 @@ impl Node {
             if let Some(sessions) = &mut self.sessions {
                 sessions.wipe_peer(id);
             }
+            self.drop_direct(id, now);
         }
     }
 
@@ -242,6 +253,10 @@ impl Peer {
             advice: None,
             paths: None,
             arrivals: Arrivals::default(),
+            punch: None,
+            refuses_direct: false,
+            is_symmetric: false,
+            answered_at: None,
         }
     }
 
@@ -250,6 +265,15 @@ impl Peer {
         let was_active = self.has_data(now);
         self.last_data = Some(now);
         !was_active
+    }
+
+    /// Whether it may be told our endpoints again: it may ask twice, over two channels.
+    pub(crate) fn may_answer(&mut self, now: Instant) -> bool {
+        let due = self.answered_at.is_none_or(|at| now.saturating_duration_since(at) >= ANSWER_INTERVAL);
+        if due {
+            self.answered_at = Some(now);
+        }
+        due
     }
 
     /// Whether data went either way within [`TALKING`].

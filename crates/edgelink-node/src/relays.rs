@@ -199,7 +199,10 @@ impl Node {
             (ControlMessage::AuthResponse(response), Phase::Hello) => {
                 self.prove_to_relay(id, link, &response, now, rng)
             }
-            (ControlMessage::AuthResponse(_), Phase::Proof) => self.relay_ready(id, link, now, rng),
+            (ControlMessage::AuthResponse(response), Phase::Proof) => {
+                self.set_observed(id, crate::control::ip(&response.observed_ip));
+                self.relay_ready(id, link, now, rng);
+            }
             // The answer to a refreshed token.
             (ControlMessage::AuthResponse(_), Phase::Ready) => {}
             (ControlMessage::Error(error), phase) => {

@@ -3,9 +3,11 @@
 use crate::control::Phase;
 use crate::peers::Peer;
 use crate::{Node, control};
-use edgelink_api::local::{ControllerLink, DaemonState, Nat, Path, PathKind, Peer as PeerStatus, Relay, Route, Status};
+use edgelink_api::local::{
+    ControllerLink, DaemonState, Nat, NatBehaviour, NatName, Path, PathKind, Peer as PeerStatus, Relay, Route, Status,
+};
 use edgelink_model::{NodeId, Now};
-use edgelink_path::Standing;
+use edgelink_path::{Behaviour, Class, Standing};
 use std::time::{Duration, Instant};
 
 /// A peer is talked with while packets went either way within this time.
@@ -36,7 +38,7 @@ impl Node {
                 url: Some(controller_url.to_owned()),
             },
             relays: self.relay_status(controller_url),
-            nat: Nat::default(),
+            nat: self.nat_status(),
             peers: self.peer_status(now),
             routes: self.route_status(),
             drops: self.drops.report(),
@@ -108,7 +110,10 @@ impl Node {
             (None, Some(undeliverable), _) if !peer.online => Some(undeliverable.clone()),
             (None, _, false) => Some("it has not announced a key yet".to_owned()),
             (None, _, true) if path.kind == PathKind::None => Some("no relay is connected".to_owned()),
-            (None, _, true) => self.path_problem(peer, now),
+            (None, _, true) => self.path_problem(peer, now).or_else(|| {
+                let direct = matches!(path.kind, PathKind::Lan | PathKind::P2p);
+                if direct { None } else { self.why_relayed(id, now) }
+            }),
         };
         PeerStatus {
             node_id: id,
@@ -133,12 +138,38 @@ impl Node {
     fn path(&self, peer: &Peer) -> Path {
         let Some(view) = self.path_view(peer) else { return Path::default() };
         Path {
-            kind: if view.mesh { PathKind::Mesh } else { PathKind::Relay },
+            kind: match view.way.class() {
+                Class::Lan => PathKind::Lan,
+                Class::P2p => PathKind::P2p,
+                Class::Relay if view.mesh => PathKind::Mesh,
+                Class::Relay => PathKind::Relay,
+            },
             relay_id: view.way.relay(),
             via_relay_id: view.via,
-            endpoint: None,
+            endpoint: view.way.remote(),
             rtt_ms: view.rtt.map(millis),
         }
+    }
+
+    fn nat_status(&self) -> Nat {
+        let behaviour = |behaviour| match behaviour {
+            Behaviour::Unknown => NatBehaviour::Unknown,
+            Behaviour::None => NatBehaviour::None,
+            Behaviour::EndpointIndependent => NatBehaviour::EndpointIndependent,
+            Behaviour::AddressDependent => NatBehaviour::AddressDependent,
+            Behaviour::AddressAndPortDependent => NatBehaviour::AddressAndPortDependent,
+        };
+        let (mapping, filtering) = self.nat_behaviour();
+        let name = match self.nat_name() {
+            edgelink_path::NatName::Unknown => NatName::Unknown,
+            edgelink_path::NatName::Open => NatName::Open,
+            edgelink_path::NatName::FullCone => NatName::FullCone,
+            edgelink_path::NatName::RestrictedCone => NatName::RestrictedCone,
+            edgelink_path::NatName::PortRestricted => NatName::PortRestricted,
+            edgelink_path::NatName::Symmetric => NatName::Symmetric,
+            edgelink_path::NatName::UdpBlocked => NatName::UdpBlocked,
+        };
+        Nat { mapping: behaviour(mapping), filtering: behaviour(filtering), name }
     }
 
     /// What is wrong with the path in use.

@@ -20,6 +20,10 @@ pub(crate) enum Timer {
     Ping(PingId),
     /// Probe the paths to a peer, or conclude that PONGs are missing.
     Path(NodeId),
+    /// Look for a direct path to a peer.
+    Punch(NodeId),
+    /// Ask STUN servers.
+    Stun,
     /// A peer's replay window may shrink again.
     Window(NodeId),
     /// See whether a full link still takes messages.

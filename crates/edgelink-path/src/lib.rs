@@ -18,22 +18,36 @@
 #![forbid(unsafe_code)]
 
 mod arrivals;
+mod budget;
+mod endpoint;
 mod estimate;
 mod hedge;
+mod keepalive;
+mod nat;
 mod peer;
+mod punch;
 mod rank;
 mod way;
 
 pub use arrivals::{Arrivals, SEVERAL_FOR};
+pub use budget::Budget;
+pub use endpoint::{Endpoint, EndpointKind, MAX_ENDPOINTS, usable};
 pub use hedge::{HEDGE_FOR, HEDGE_RATE};
+pub use keepalive::{KEEPALIVE, LONGEST_KEEPALIVE};
+pub use nat::{Behaviour, NatDiscovery, NatName, StunQuery, StunServer};
 pub use peer::{PeerPaths, Probe, Sending, View};
+pub use punch::{ATTEMPT, ATTEMPTS, Proof, Punch, PunchProbe, PunchState, RETRY_AFTER};
 pub use rank::{Evidence, MIN_GAIN, Rank, Standing, is_better};
-pub use way::{Advice, Class, Hops, PathId, RelayWay, Way};
+pub use way::{Advice, Class, Hops, PathId, RelayWay, SocketId, Way};
 
 use std::time::Duration;
 
 /// The most paths that are kept per peer; of more, the best are.
 pub const MAX_PATHS: usize = 16;
+/// The most direct paths among them.
+pub const MAX_DIRECT: usize = 2;
+/// Direct paths are kept open by keepalives for this long after the last packet.
+pub const KEPT: Duration = Duration::from_secs(30 * 60);
 /// A path in use, and one in doubt, is probed this often while there is something to send.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Other paths are probed this often while there is traffic.

@@ -2,10 +2,11 @@
 
 use crate::estimate::{Estimate, InFlight};
 use crate::hedge::{Doubt, Hedge};
+use crate::keepalive::{KEEPALIVE, Keepalive};
 use crate::rank::{Evidence, Rank, Standing, is_better};
 use crate::{
-    ASLEEP, Advice, BETTER_FOR, CANDIDATE_INTERVAL, DEAD_AFTER, DOUBTED_AFTER, Hops, IDLE, MAX_PATHS, PAUSED_INTERVAL,
-    PROBE_INTERVAL, PathId, RelayWay, Way,
+    ASLEEP, Advice, BETTER_FOR, CANDIDATE_INTERVAL, DEAD_AFTER, DOUBTED_AFTER, Hops, IDLE, KEPT, MAX_DIRECT, MAX_PATHS,
+    PAUSED_INTERVAL, PROBE_INTERVAL, PathId, RelayWay, Way,
 };
 use edgelink_model::ServerId;
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ pub struct Probe {
     pub path: PathId,
     /// The only way that it may take.
     pub way: Way,
+    /// Nothing else flows there: a P2P_KEEPALIVE goes with it (specification §6.4).
+    pub keepalive: bool,
 }
 
 /// A path as people see it.
@@ -69,6 +72,7 @@ pub struct PeerPaths {
     trouble: Option<Instant>,
     last_send: Option<Instant>,
     wake: Option<Instant>,
+    keepalive: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -89,6 +93,8 @@ struct Path {
     last_probe: Option<Instant>,
     /// The relay has said that it does not have the peer.
     rejected: bool,
+    /// Of a direct path.
+    keepalive: Keepalive,
 }
 
 impl PeerPaths {
@@ -100,7 +106,7 @@ impl PeerPaths {
     /// The relay ways that exist now, replacing those before. Paths that stay keep what is known of them.
     pub fn set_relays(&mut self, ways: &[RelayWay], now: Instant) {
         let way_of = |relay: &RelayWay| Way::Relay { relay: relay.relay, hops: relay.hops };
-        self.paths.retain(|path| path.way.relay().is_none() || ways.iter().any(|relay| way_of(relay) == path.way));
+        self.paths.retain(|path| path.way.is_direct() || ways.iter().any(|relay| way_of(relay) == path.way));
         for relay in ways {
             let way = way_of(relay);
             match self.paths.iter_mut().find(|path| path.way == way) {
@@ -168,9 +174,10 @@ impl PeerPaths {
     /// A probe to be sent now; call until `None`, each time followed by [`Self::probe_sent`] if it was sent.
     pub fn next_probe(&mut self, now: Instant) -> Option<Probe> {
         let index = self.paths.iter().position(|path| self.due(path, now).is_some_and(|at| at <= now))?;
+        let sending = self.is_sending(now);
         let path = self.paths.get_mut(index)?;
         path.last_probe = Some(now);
-        let probe = Probe { path: path.id, way: path.way };
+        let probe = Probe { path: path.id, way: path.way, keepalive: path.way.is_direct() && !sending };
         self.reschedule(now);
         Some(probe)
     }
@@ -184,17 +191,79 @@ impl PeerPaths {
         self.reschedule(now);
     }
 
+    /// Adds a direct path that a full-size probe and its PONG have proved, and takes it if it is of a better class. Of
+    /// more than [`MAX_DIRECT`] the worst is forgotten.
+    pub fn add_direct(&mut self, way: Way, rtt: Duration, now: Instant) {
+        if let Some(path) = self.paths.iter_mut().find(|path| path.way == way) {
+            path.standing = Standing::Alive;
+            path.misses = 0;
+            return self.reschedule(now);
+        }
+        self.last_id += 1;
+        let id = PathId(self.last_id);
+        let mut path = Path::new(id, way, None);
+        path.standing = Standing::Alive;
+        path.rtt.add(rtt);
+        path.last_probe = Some(now);
+        self.paths.push(path);
+        let direct = self.paths.iter().filter(|path| path.way.is_direct());
+        if direct.clone().count() > MAX_DIRECT {
+            let worst = direct.max_by_key(|path| self.keep_rank(path)).map(|path| path.id);
+            self.paths.retain(|path| Some(path.id) != worst);
+        }
+        let added = self.paths.iter().any(|path| path.id == id);
+        let upgrade = |path: &Path| way.class() < path.way.class() || path.standing == Standing::Dead;
+        if added && self.current().is_none_or(upgrade) {
+            self.switch(id, false, now);
+        }
+        self.reschedule(now);
+    }
+
+    /// Forgets direct paths: all, or those that `gone` names.
+    pub fn remove_direct(&mut self, gone: impl Fn(Way) -> bool, now: Instant) {
+        let before = self.paths.len();
+        self.paths.retain(|path| !(path.way.is_direct() && gone(path.way)));
+        if self.paths.len() != before {
+            self.choose(now);
+            self.reschedule(now);
+        }
+    }
+
+    /// Whether this is one of the paths.
+    pub fn knows(&self, way: Way) -> bool {
+        self.paths.iter().any(|path| path.way == way)
+    }
+
+    /// Whether there is a direct path that is not dead.
+    pub fn has_direct(&self) -> bool {
+        self.paths.iter().any(|path| path.way.is_direct() && path.standing != Standing::Dead)
+    }
+
+    /// Probes every path now: something has changed on our side, such as an address.
+    pub fn probe_all(&mut self, now: Instant) {
+        self.paths.iter_mut().for_each(|path| path.last_probe = None);
+        self.reschedule(now);
+    }
+
+    /// Time between two keepalives of a direct path while it is idle, from now on (specification §6.4: 25 s).
+    pub fn set_keepalive(&mut self, interval: Duration) {
+        self.keepalive = Some(interval);
+    }
+
     /// An authenticated PONG. Returns the round trip if it answers a probe that was sent over this path.
-    pub fn pong(&mut self, path: PathId, sent_us: u64, now: Instant) -> Option<Duration> {
+    /// One of a direct path must come back over the same way; relays may choose another one back.
+    pub fn pong(&mut self, path: PathId, sent_us: u64, way: Way, now: Instant) -> Option<Duration> {
         let current = self.current().map(|path| (path.standing, path.way.class(), path.rtt.get()));
         let advised = self.advice.map(|advice| advice.way());
-        let path = self.paths.iter_mut().find(|p| p.id == path)?;
+        let (sending, least) = (self.is_sending(now), self.keepalive.unwrap_or(KEEPALIVE));
+        let path = self.paths.iter_mut().find(|p| p.id == path && (!p.way.is_direct() || p.way == way))?;
         let sent = path.in_flight.answered(sent_us)?;
         let rtt = now.saturating_duration_since(sent);
         path.rtt.add(rtt);
         path.misses = 0;
         path.rejected = false;
         path.standing = Standing::Alive;
+        path.keepalive.succeeded(!sending, least);
         let id = path.id;
         if self.current == Some(id) {
             // Only an answer to what was sent since says anything.
@@ -260,12 +329,16 @@ impl PeerPaths {
             if missing > 0 {
                 path.misses = path.misses.saturating_add(missing);
                 path.better = 0;
+                path.keepalive = Keepalive::default();
                 if path.misses >= DEAD_AFTER {
                     path.standing = Standing::Dead;
                 }
             }
         }
         self.judge(now);
+        // A dead relay path may revive; of a dead direct one a new attempt makes another.
+        let current = self.current;
+        self.paths.retain(|path| !path.way.is_direct() || path.standing != Standing::Dead || Some(path.id) == current);
         self.reschedule(now);
     }
 
@@ -423,11 +496,12 @@ impl PeerPaths {
 
     /// When a path is to be probed next; `None` without traffic.
     fn due(&self, path: &Path, now: Instant) -> Option<Instant> {
-        if !self.is_awake(now) {
+        let wanted = self.is_awake(now) || (path.way.is_direct() && self.is_kept(now));
+        if !wanted {
             return None;
         }
         let Some(last) = path.last_probe else { return Some(now) };
-        let sending = self.last_send.is_some_and(|at| now.saturating_duration_since(at) < IDLE);
+        let sending = self.is_sending(now);
         let in_use = Some(path.id) == self.current || (self.hedge.is_some() && Some(path.way) == self.standby);
         let in_doubt = path.standing != Standing::Dead && path.misses > 0;
         let eager = self.trouble.is_some_and(|since| now.saturating_duration_since(since) < EAGER_FOR);
@@ -435,10 +509,20 @@ impl PeerPaths {
         let interval = match () {
             () if sending && (in_use || (eager && !path.rejected)) => PROBE_INTERVAL,
             () if in_doubt || young => PROBE_INTERVAL,
+            () if path.way.is_direct() && !sending => path.keepalive.interval(self.keepalive.unwrap_or(KEEPALIVE)),
             () if sending && !path.rejected => CANDIDATE_INTERVAL,
             () => PAUSED_INTERVAL,
         };
         Some(last + interval)
+    }
+
+    fn is_sending(&self, now: Instant) -> bool {
+        self.last_send.is_some_and(|at| now.saturating_duration_since(at) < IDLE)
+    }
+
+    /// Whether direct paths are kept open though nothing is sent.
+    fn is_kept(&self, now: Instant) -> bool {
+        self.last_send.is_some_and(|at| now.saturating_duration_since(at) < KEPT)
     }
 
     fn is_awake(&self, now: Instant) -> bool {
@@ -450,7 +534,7 @@ impl PeerPaths {
         let answers = self.paths.iter().filter_map(|path| path.in_flight.next_timeout(path.rtt.get()));
         let wake = probes.chain(answers).min();
         // The end of the traffic is seen at the next probe, and then there is nothing more to be seen.
-        self.wake = wake.filter(|_| self.is_awake(now));
+        self.wake = wake.filter(|_| self.is_awake(now) || (self.is_kept(now) && self.has_direct()));
     }
 }
 
@@ -475,6 +559,7 @@ impl Path {
             probes: 0,
             last_probe: None,
             rejected: false,
+            keepalive: Keepalive::default(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What a path is made of.
 
 use edgelink_model::ServerId;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Names one path of a peer, in probes and everywhere else; never reused for that peer while its state lives.
@@ -17,7 +18,20 @@ pub enum Way {
         /// What that relay may do with the frame.
         hops: Hops,
     },
+    /// Straight to the peer by UDP.
+    Udp {
+        /// Our socket.
+        socket: SocketId,
+        /// The peer's address as our packets reach it.
+        remote: SocketAddr,
+        /// On a network that both are connected to.
+        lan: bool,
+    },
 }
+
+/// One of our UDP sockets; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketId(pub u32);
 
 /// What the first relay may do with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +45,10 @@ pub enum Hops {
 /// The classes of specification §1.3; the lower wins whatever the round trips are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
+    /// Direct on the local network.
+    Lan,
+    /// Direct, through NATs or not.
+    P2p,
     /// Through relays.
     Relay,
 }
@@ -40,6 +58,8 @@ impl Way {
     pub fn class(self) -> Class {
         match self {
             Self::Relay { .. } => Class::Relay,
+            Self::Udp { lan: true, .. } => Class::Lan,
+            Self::Udp { lan: false, .. } => Class::P2p,
         }
     }
 
@@ -47,6 +67,20 @@ impl Way {
     pub fn relay(self) -> Option<ServerId> {
         match self {
             Self::Relay { relay, .. } => Some(relay),
+            Self::Udp { .. } => None,
+        }
+    }
+
+    /// Whether it is direct.
+    pub fn is_direct(self) -> bool {
+        matches!(self, Self::Udp { .. })
+    }
+
+    /// The peer's address, of a direct way.
+    pub fn remote(self) -> Option<SocketAddr> {
+        match self {
+            Self::Relay { .. } => None,
+            Self::Udp { remote, .. } => Some(remote),
         }
     }
 

@@ -331,11 +331,11 @@ fn only_answers_to_what_was_asked_count() {
     world.send();
     let now = world.now();
     let probe = world.probes[0];
-    assert_eq!(world.paths.pong(world.probes[1].path, probe.sent_us, now), None, "over another path");
-    assert_eq!(world.paths.pong(probe.path, 4711, now), None);
+    assert_eq!(world.paths.pong(world.probes[1].path, probe.sent_us, probe.way, now), None, "over another path");
+    assert_eq!(world.paths.pong(probe.path, 4711, probe.way, now), None);
     assert!(world.paths.is_hedging());
-    assert!(world.paths.pong(probe.path, probe.sent_us, now).is_some());
-    assert_eq!(world.paths.pong(probe.path, probe.sent_us, now), None, "twice");
+    assert!(world.paths.pong(probe.path, probe.sent_us, probe.way, now).is_some());
+    assert_eq!(world.paths.pong(probe.path, probe.sent_us, probe.way, now), None, "twice");
     assert!(!world.paths.is_hedging());
 }
 
@@ -424,7 +424,7 @@ proptest! {
                 3 => paths.undeliverable(ServerId(relay), now),
                 4 => {
                     if let Some((path, us)) = sent.pop() {
-                        paths.pong(path, us, now);
+                        paths.pong(path, us, free(1), now);
                     }
                 }
                 5 => paths.set_advice(

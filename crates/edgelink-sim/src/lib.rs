@@ -24,4 +24,4 @@ pub use model::Model;
 pub use packet::{Probe, udp_packet};
 pub use scenario::{Failure, Report, Scenario, Transition, run, shrink};
 pub use streams::{Line, Party};
-pub use world::{Delivered, HostileNode, HostileRelay, NodeIndex, RelayIndex, World, WorldConfig};
+pub use world::{Delivered, HostileNode, HostileRelay, NodeIndex, RelayIndex, Site, World, WorldConfig};

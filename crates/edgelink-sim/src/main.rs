@@ -65,6 +65,7 @@ fn soak(from: u64, seeds: Option<u64>, minutes: Option<u64>, runs: u32, keep_goi
     let limit = minutes.map(|m| Duration::from_secs(60 * m));
     let end = seeds.map_or(u64::MAX, |n| from.saturating_add(n));
     let (mut played, mut failed, mut node_seconds, mut owed) = (0u64, Vec::new(), 0u64, 0u64);
+    let (mut pairs, mut direct) = (0, 0);
     for seed in from..end {
         if limit.is_some_and(|limit| begin.elapsed() >= limit) {
             break;
@@ -73,6 +74,8 @@ fn soak(from: u64, seeds: Option<u64>, minutes: Option<u64>, runs: u32, keep_goi
             Ok(report) => {
                 node_seconds += report.node_seconds;
                 owed += report.probes.1;
+                pairs += report.pairs.0;
+                direct += report.pairs.1;
             }
             Err(failure) if keep_going => {
                 println!("seed {seed}: {}", failure.violations.first().map(String::as_str).unwrap_or_default());
@@ -94,7 +97,7 @@ fn soak(from: u64, seeds: Option<u64>, minutes: Option<u64>, runs: u32, keep_goi
     }
     let seconds = begin.elapsed().as_secs_f64();
     println!(
-        "{played} seeds, {} failed {failed:?}; {owed} probes had to arrive; {node_seconds} node-seconds in {seconds:.1} s",
+        "{played} seeds, {} failed {failed:?}; {owed} probes had to arrive; {direct} of {pairs} pairs ended on direct paths; {node_seconds} node-seconds in {seconds:.1} s",
         failed.len()
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -3,7 +3,8 @@
 use crate::model::{Model, Promise};
 use crate::streams::{Line, Party};
 use crate::trap;
-use crate::world::{HostileNode, HostileRelay, NodeIndex, RelayIndex, World, WorldConfig};
+use crate::world::{HostileNode, HostileRelay, NodeIndex, RelayIndex, Site, World, WorldConfig};
+use edgelink_api::local::PathKind;
 use edgelink_model::NetworkId;
 use edgelink_model::records::NetworkRecord;
 use proptest::prelude::*;
@@ -53,6 +54,9 @@ pub struct Setup {
     pub traffic_ms: u16,
     /// How good the lines are.
     pub lines: Quality,
+    /// Where the nodes stand, over and over.
+    #[serde(default)]
+    pub sites: [Site; 6],
 }
 
 /// How good a line is.
@@ -128,6 +132,16 @@ pub enum Transition {
     HostileNode { node: u8, kind: HostileNode },
     /// The controller hands out keys of its own for so long.
     HostileController { for_s: u16 },
+    /// A node moves to another site.
+    MoveTo { node: u8, site: Site },
+    /// The router of a node's site restarts, perhaps with another address.
+    RebootRouter { node: u8, new_address: bool },
+    /// UDP does not pass at a node's site for so long.
+    BlockUdp { node: u8, for_s: u16 },
+    /// Only keepalives come out of a node by UDP for so long.
+    OnlyKeepalives { node: u8, for_s: u16 },
+    /// A node's uplink is so good for datagrams from now on.
+    SetUplink { node: u8, quality: Quality },
     /// A burst of packets between two nodes.
     Burst { from: u8, to: u8, packets: u8, len: u16 },
 }
@@ -143,6 +157,8 @@ pub struct Report {
     pub node_seconds: u64,
     /// Probes sent, those that had to arrive, and those that did.
     pub probes: (u64, u64, u64),
+    /// Pairs that talked at the end, and those of them that did it directly.
+    pub pairs: (usize, usize),
     /// Frames seen on the wires.
     pub frames: u64,
     /// See [`World::fingerprint`].
@@ -231,16 +247,35 @@ fn setups() -> impl Strategy<Value = Setup> {
     let rotate = prop_oneof![3 => Just(24 * 3600u32), 2 => Just(10u32), 2 => Just(60u32)];
     let traffic = prop_oneof![2 => Just(1000u16), 3 => Just(250u16), 1 => Just(5000u16)];
     let lines = prop_oneof![4 => Just(Quality::Usual), 1 => Just(Quality::Near), 2 => Just(Quality::Bad)];
-    (2u8..=5, 0u8..=2, any::<bool>(), rotate, traffic, lines).prop_map(
-        |(nodes, relays, two_networks, rotate_secs, traffic_ms, lines)| Setup {
+    // Half of the networks have no direct paths.
+    let places = prop_oneof![Just([Site::Off; 6]), prop::array::uniform6(sites())];
+    (2u8..=5, 0u8..=2, any::<bool>(), rotate, traffic, lines, places).prop_map(
+        |(nodes, relays, two_networks, rotate_secs, traffic_ms, lines, sites)| Setup {
             nodes,
             relays,
             two_networks,
             rotate_secs,
             traffic_ms,
             lines,
+            sites,
         },
     )
+}
+
+fn sites() -> impl Strategy<Value = Site> {
+    prop::sample::select(vec![
+        Site::Off,
+        Site::Public,
+        Site::Neighbour,
+        Site::FullCone,
+        Site::RestrictedCone,
+        Site::PortRestricted,
+        Site::Symmetric,
+        Site::AddressDependent,
+        Site::Linux,
+        Site::Carrier,
+        Site::Blocked,
+    ])
 }
 
 fn steps() -> impl Strategy<Value = Step> {
@@ -257,6 +292,16 @@ fn transitions() -> impl Strategy<Value = Transition> {
     let errors = prop_oneof![3 => -600i32..600, 1 => -90_000i32..90_000];
     let quality =
         prop_oneof![Just(Quality::Near), Just(Quality::Usual), Just(Quality::Bad), Just(Quality::Slow)].boxed();
+    let udp = {
+        let (n, s, quality) = (node.clone(), short.clone(), quality.clone());
+        prop_oneof![
+            3 => (n.clone(), sites()).prop_map(|(node, site)| MoveTo { node, site }),
+            2 => (n.clone(), any::<bool>()).prop_map(|(node, new_address)| RebootRouter { node, new_address }),
+            2 => (n.clone(), s.clone()).prop_map(|(node, for_s)| BlockUdp { node, for_s }),
+            2 => (n.clone(), s).prop_map(|(node, for_s)| OnlyKeepalives { node, for_s }),
+            2 => (n, quality).prop_map(|(node, quality)| SetUplink { node, quality }),
+        ]
+    };
     let relay_kind = prop_oneof![
         3 => Just(Meddling::Flip),
         1 => Just(Meddling::Reflect),
@@ -275,6 +320,7 @@ fn transitions() -> impl Strategy<Value = Transition> {
     ];
     let (n, r, s, e) = (node, relay, short, errors);
     prop_oneof![
+        9 => udp,
         3 => (any::<bool>(), e.clone()).prop_map(|(second, clock_error_s)| Join { second, clock_error_s }),
         6 => (n.clone(), any::<bool>(), s.clone()).prop_map(|(node, power, for_s)| StopNode { node, power, for_s }),
         5 => (r.clone(), any::<bool>(), s.clone()).prop_map(|(relay, power, for_s)| StopRelay { relay, power, for_s }),
@@ -311,6 +357,9 @@ enum Undo {
     StartController,
     EnableRelay(RelayIndex),
     Mend(Party, Party),
+    Attach(NodeIndex),
+    PassUdp(NodeIndex),
+    PassAll(NodeIndex),
     Wake(NodeIndex),
     Admit(NodeIndex),
     EndDouble(NodeIndex, NodeIndex),
@@ -365,8 +414,12 @@ impl<'s> Player<'s> {
             violations: Vec::new(),
             node_seconds: 0.0,
         };
+        let udp = setup.sites.iter().any(|site| *site != Site::Off);
         for _ in 0..setup.relays.min(MAX_RELAYS as u8 - 1) {
             this.add_relay();
+        }
+        for relay in 0..if udp { this.world.relay_count() } else { 0 } {
+            this.world.add_stun(RelayIndex(relay));
         }
         for n in 0..setup.nodes.clamp(2, MAX_NODES as u8) {
             this.join(setup.two_networks && n % 3 == 2, 0);
@@ -393,10 +446,21 @@ impl<'s> Player<'s> {
             nodes: self.world.node_count(),
             node_seconds: self.node_seconds as u64,
             probes: (self.model.sent, self.model.owed, self.model.arrived),
+            pairs: self.pairs(),
             frames: self.world.watch().frames,
             fingerprint: self.world.fingerprint(),
         };
         (report, violations)
+    }
+
+    fn pairs(&self) -> (usize, usize) {
+        let pairs = self.model.living_pairs();
+        let direct = pairs.iter().filter(|(a, b)| {
+            let id = self.world.node_id(*b);
+            let peers = self.world.status(*a).map(|status| status.peers).unwrap_or_default();
+            peers.iter().any(|p| Some(p.node_id) == id && matches!(p.path.kind, PathKind::Lan | PathKind::P2p))
+        });
+        (pairs.len(), direct.count())
     }
 
     /// Everything ends that lasts for a while; then all members must be able to talk to each other, and all must know the
@@ -620,7 +684,10 @@ impl<'s> Player<'s> {
                 self.later(for_s, Undo::Mend(node, Party::Controller));
             }
             Transition::Isolate { node, for_s } => {
-                let node = self.node(node).party();
+                let index = self.node(node);
+                self.world.set_attached(index, false);
+                self.later(for_s, Undo::Attach(index));
+                let node = index.party();
                 let relays = (0..self.world.relay_count()).map(Party::Relay);
                 for other in relays.chain([Party::Controller]) {
                     self.cut(node, other, true);
@@ -707,6 +774,33 @@ impl<'s> Player<'s> {
                     self.later(for_s, Undo::HonestController);
                 }
             }
+            Transition::MoveTo { node, site } => {
+                let node = self.node(node);
+                self.world.move_node(node, site);
+                self.model.disturb_node(node, now);
+            }
+            Transition::RebootRouter { node, new_address } => {
+                let node = self.node(node);
+                self.world.reboot_router(node, new_address);
+                self.disturb_site(node);
+            }
+            Transition::BlockUdp { node, for_s } => {
+                let node = self.node(node);
+                self.world.set_udp_blocked(node, true);
+                self.later(for_s, Undo::PassUdp(node));
+                self.disturb_site(node);
+            }
+            Transition::OnlyKeepalives { node, for_s } => {
+                let node = self.node(node);
+                self.world.set_only_keepalives(node, true);
+                self.later(for_s, Undo::PassAll(node));
+                self.disturb_site(node);
+            }
+            Transition::SetUplink { node, quality } => {
+                let node = self.node(node);
+                self.world.set_uplink(node, quality.line());
+                self.disturb_site(node);
+            }
             Transition::Burst { from, to, packets, len } => {
                 let (from, to) = (self.node(from), self.node(to));
                 for _ in 0..if from == to { 0 } else { packets } {
@@ -735,6 +829,9 @@ impl<'s> Player<'s> {
             }
             Undo::EnableRelay(relay) => self.enable_relay(relay, true),
             Undo::Mend(a, b) => self.cut(a, b, false),
+            Undo::Attach(node) => self.world.set_attached(node, true),
+            Undo::PassUdp(node) => self.world.set_udp_blocked(node, false),
+            Undo::PassAll(node) => self.world.set_only_keepalives(node, false),
             Undo::Wake(node) => {
                 self.world.wake_node(node);
                 self.model.node_asleep(node, false, now);
@@ -760,6 +857,13 @@ impl<'s> Player<'s> {
         }
     }
 
+    /// What befalls UDP at a site befalls all nodes there. Only some of them have direct paths to lose.
+    fn disturb_site(&mut self, node: NodeIndex) {
+        if self.world.has_udp(node) {
+            self.model.disturb_all(self.world.elapsed());
+        }
+    }
+
     fn later(&mut self, for_s: u16, undo: Undo) {
         self.undos += 1;
         let at = self.world.elapsed() + Duration::from_secs(for_s.into());
@@ -772,7 +876,9 @@ impl<'s> Player<'s> {
         }
         let network = if second { SECOND } else { NetworkId(1) };
         let name = format!("n{}", self.world.node_count());
-        let node = self.world.add_node_to(&name, network, i64::from(clock_error_s) * 1000);
+        let sites = self.scenario.setup.sites;
+        let site = sites.get(self.world.node_count() % sites.len()).copied().unwrap_or_default();
+        let node = self.world.add_node_at(&name, network, i64::from(clock_error_s) * 1000, site);
         for relay in 0..self.world.relay_count() {
             self.world.set_line(node.party(), Party::Relay(relay), self.line(relay));
         }

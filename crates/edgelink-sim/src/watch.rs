@@ -87,6 +87,18 @@ impl Watch {
         }
     }
 
+    /// A UDP datagram leaves a node.
+    pub(crate) fn datagram(&mut self, at: Duration, from: Party, datagram: &[u8]) {
+        self.messages += 1;
+        (at, from, datagram).hash(&mut self.hasher);
+        self.look_for_plaintext(at, from, datagram);
+        if let Ok(clear) = data::parse(datagram) {
+            self.frames += 1;
+            let body = datagram.get(data::PLAINTEXT_OFFSET..).unwrap_or_default();
+            self.look_for_reuse(at, from, &clear, hash(&(clear.src, clear.nonce, body)));
+        }
+    }
+
     /// A packet comes out of a TUN.
     pub(crate) fn delivered(&mut self, at: Duration, node: usize, packet: &[u8]) {
         (at, node, packet).hash(&mut self.hasher);

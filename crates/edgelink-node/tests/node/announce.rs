@@ -258,6 +258,7 @@ fn return_statement(world: &mut World, statement: &KeyStatement, signer: u8) {
     let signed = SignedStatement::sign(said, &machine(signer)).unwrap();
     let frame = KeyAnnounce { src: PEER, dst: ME, statement: *signed.bytes(), signature: *signed.signature() };
     world.deliver_raw(world.relay(), &frame.encode());
+    world.advance(Duration::from_millis(1));
 }
 
 #[test]

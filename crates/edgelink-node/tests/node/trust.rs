@@ -37,7 +37,9 @@ fn a_changed_machine_key_is_refused_until_a_person_accepts_it() {
     let now = world.now();
     assert!(world.node.accept_peer(PEER, now));
     assert!(world.events().iter().any(|e| matches!(e, Seen::Persisted(_))), "accepted for good");
-    assert_eq!((world.peer_status(PEER).reason, world.status().health.len()), (None, 0));
+    let reason = world.peer_status(PEER).reason.unwrap();
+    assert!(reason.contains("disabled here"), "only why it is relayed: {reason}");
+    assert_eq!(world.status().health.len(), 0);
     impostor.meet(&mut world);
     let frame = impostor.packet(b"the new machine");
     world.deliver_raw(relay, &frame);

@@ -4,7 +4,9 @@ pub(crate) use crate::packets::*;
 use edgelink_auth::{KeyStatement, MachineKey, NodeKey, SignedStatement};
 use edgelink_model::records::HostInfo;
 use edgelink_model::{NetworkId, NodeId, Now, capabilities};
-use edgelink_node::{Event, Interface, LinkId, Node, NodeConfig, PathSettings, PersistedState, PingId, Target};
+use edgelink_node::{
+    Event, Interface, LinkId, Node, NodeConfig, P2pConfig, PathSettings, PersistedState, PingId, Target,
+};
 use edgelink_session::trust::Trust;
 use edgelink_session::{OpenError, SessionConfig, SessionTable};
 use edgelink_wire::control::{ControlMessage, Reassembler, encode, proto};
@@ -112,6 +114,7 @@ impl World {
             psk: None,
             capabilities: setup.capabilities,
             paths: PathSettings::default(),
+            p2p: P2pConfig::default(),
         };
         let now = Now { mono: start, unix_ms: START_MS.saturating_add_signed(setup.skew_ms) };
         let node = Node::new(config, machine(1), setup.persisted, now, &mut rng);
@@ -331,6 +334,9 @@ impl World {
                 Event::Ready => seen.push(Seen::Ready),
                 Event::Expelled => seen.push(Seen::Expelled),
                 Event::Persist(state) => seen.push(Seen::Persisted(state.seq_floor)),
+                Event::OpenSocket { .. } | Event::CloseSocket { .. } | Event::Datagrams => {
+                    panic!("UDP is disabled: {event:?}")
+                }
                 Event::Pong { ping, peer, rtt, .. } => seen.push(Seen::Pong(ping, peer, rtt)),
             }
         }

@@ -66,6 +66,7 @@ impl World {
             .keys()
             .map(|way| match *way {
                 Way::Relay { relay, hops } => RelayWay { relay, hops, expected: None },
+                Way::Udp { .. } => panic!("direct ways are added by a proof"),
             })
             .collect();
         let now = self.now();
@@ -114,7 +115,7 @@ impl World {
             let now = self.now();
             if pong == Some(next) {
                 let ((_, sent_us), path) = self.pongs.pop_first().unwrap();
-                self.paths.pong(path, sent_us, now);
+                self.paths.pong(path, sent_us, free(1), now);
             } else {
                 self.paths.handle_timeout(now);
             }

@@ -4,8 +4,10 @@ mod controller;
 mod malice;
 mod node;
 mod relay;
+mod udp;
 
 pub use malice::{HostileNode, HostileRelay};
+pub use udp::Site;
 
 use crate::database::Database;
 use crate::packet::{Probe, udp_packet};
@@ -108,6 +110,8 @@ pub struct World {
     relays: Vec<relay::Host>,
     nodes: Vec<Host>,
     streams: Streams,
+    net: crate::net::Internet,
+    owners: udp::Owners,
     ends: BTreeMap<StreamId, Ends>,
     /// Processes that may have something to say.
     touched: BTreeSet<Party>,
@@ -166,6 +170,8 @@ impl World {
             relays: Vec::new(),
             nodes: Vec::new(),
             streams: Streams::new(Line::of(config.delay)),
+            net: crate::net::Internet::new(),
+            owners: udp::Owners::default(),
             ends: BTreeMap::new(),
             touched: BTreeSet::new(),
             delivered: Vec::new(),
@@ -393,7 +399,13 @@ impl World {
         let controller = self.controller.as_ref().and_then(|c| c.core.poll_timeout());
         let relays = self.relays.iter().filter_map(|r| r.core()?.poll_timeout());
         let nodes = self.nodes.iter().filter_map(Host::poll_timeout);
-        controller.into_iter().chain(relays).chain(nodes).chain(self.streams.next_due()).min()
+        controller
+            .into_iter()
+            .chain(relays)
+            .chain(nodes)
+            .chain(self.streams.next_due())
+            .chain(self.net.next_due())
+            .min()
     }
 
     /// Drains every core that was touched until none has anything to say.
@@ -427,7 +439,7 @@ impl World {
 
     fn deliver_one(&mut self) -> bool {
         let Some(Popped { id, end, arrival }) = self.streams.pop_due(self.now) else {
-            return self.streams.next_due().is_some_and(|at| at <= self.now);
+            return self.streams.next_due().is_some_and(|at| at <= self.now) || self.deliver_datagram();
         };
         let Some(ends) = self.ends.get(&id).copied() else { return true };
         match end {

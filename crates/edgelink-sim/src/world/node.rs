@@ -3,7 +3,7 @@
 use super::*;
 use edgelink_model::capabilities;
 use edgelink_model::records::HostInfo;
-use edgelink_node::{NodeConfig, PathSettings, PersistedState, Target};
+use edgelink_node::{NodeConfig, P2pConfig, PathSettings, PersistedState, Target};
 use edgelink_session::trust::Trust;
 use zeroize::Zeroizing;
 
@@ -18,7 +18,7 @@ pub(super) struct Host {
     clock_error_ms: i64,
     /// For how long the host was suspended so far: its monotonic clock did not run.
     lag: Duration,
-    asleep: Option<Asleep>,
+    pub(super) asleep: Option<Asleep>,
     /// It has been a member: the shell has forgotten the pre-auth key.
     joined: bool,
     persisted: PersistedState,
@@ -27,9 +27,10 @@ pub(super) struct Host {
     pub(super) ready: bool,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) malice: Option<HostileNode>,
+    pub(super) udp: Option<udp::UdpHost>,
 }
 
-struct Asleep {
+pub(super) struct Asleep {
     since: Instant,
     suspended: bool,
 }
@@ -61,12 +62,15 @@ impl World {
 
     /// A new node for any network.
     pub fn add_node_to(&mut self, name: &str, network: NetworkId, clock_error_ms: i64) -> NodeIndex {
+        self.add_node_at(name, network, clock_error_ms, Site::Off)
+    }
+
+    /// A node's host, its process not started yet.
+    pub(super) fn prepare_node(&mut self, name: &str, network: NetworkId, clock_error_ms: i64) -> NodeIndex {
         let mut rng = self.fork();
         let mut seed = [0; 32];
         rng.fill_bytes(&mut seed);
-        let index = self.push_host(name, network, clock_error_ms, seed, PersistedState::default(), rng);
-        self.start_node(index);
-        index
+        self.push_host(name, network, clock_error_ms, seed, PersistedState::default(), rng)
     }
 
     /// A second machine from the image of the first: the same machine key, the same disk.
@@ -107,6 +111,7 @@ impl World {
             ready: false,
             addresses: Vec::new(),
             malice: None,
+            udp: None,
         });
         NodeIndex(self.nodes.len() - 1)
     }
@@ -124,10 +129,13 @@ impl World {
             psk: None,
             capabilities: capabilities::SUPER_PACKETS,
             paths: PathSettings::default(),
+            p2p: P2pConfig { enabled: host.udp.is_some(), ..P2pConfig::default() },
         };
         let machine = MachineKey::from_seed(host.seed);
         host.node = Some(Node::new(config, machine, host.persisted.clone(), now, &mut host.rng));
         self.touched.insert(index.party());
+        self.set_udp_power(index.0, true, false);
+        self.tell_addresses(index.0);
     }
 
     /// Ends a node's process; its kernel closes its connections, its disk remains.
@@ -140,6 +148,7 @@ impl World {
     pub fn power_off_node(&mut self, index: NodeIndex) {
         self.streams.vanish(index.party());
         self.streams.set_off(index.party(), true, self.now);
+        self.set_udp_power(index.0, false, false);
         self.forget_process(index);
     }
 
@@ -149,7 +158,9 @@ impl World {
         host.node = None;
         host.ready = false;
         host.addresses.clear();
-        for stream in std::mem::take(&mut host.links).into_values() {
+        let links = std::mem::take(&mut host.links);
+        self.forget_sockets(index.0);
+        for stream in links.into_values() {
             self.leave(stream, End::Client);
         }
     }
@@ -172,6 +183,7 @@ impl World {
         let Some(host) = self.nodes.get_mut(index.0).filter(|host| host.asleep.is_none()) else { return };
         host.asleep = Some(Asleep { since: now, suspended });
         self.streams.set_asleep(index.party(), true, now);
+        self.set_udp_power(index.0, true, true);
     }
 
     /// Lets it go on.
@@ -183,6 +195,7 @@ impl World {
                 host.lag += now - asleep.since;
             }
             self.streams.set_asleep(index.party(), false, now);
+            self.set_udp_power(index.0, true, false);
             self.touched.insert(index.party());
         }
     }
@@ -282,6 +295,9 @@ impl World {
                     host.ready = false;
                     host.addresses.clear();
                 }
+                edge::Event::OpenSocket { socket, port } => self.open_socket(index, socket, port),
+                edge::Event::CloseSocket { socket } => self.close_socket(index, socket),
+                edge::Event::Datagrams => self.flush_datagrams(index),
                 edge::Event::Persist(state) => host.persisted = *state,
                 edge::Event::Pong { ping, rtt, .. } => self.pongs.push((NodeIndex(index), ping, rtt)),
             }

@@ -11,7 +11,7 @@ use edgelink_api::local::{DaemonState, LocalError, LocalErrorKind, Status, UpReq
 use edgelink_config::{ClientConfig, Config as _, Env, WsUrl};
 use edgelink_model::records::HostInfo;
 use edgelink_model::{Now, capabilities};
-use edgelink_node::{NodeConfig, PathSettings};
+use edgelink_node::{NodeConfig, P2pConfig, PathSettings};
 use edgelink_os::{host, privileges};
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
@@ -225,6 +225,7 @@ impl Daemon {
             psk: None,
             capabilities: if tun.offload() { capabilities::SUPER_PACKETS } else { 0 },
             paths: PathSettings { latency_report: self.config.relay.latency_report_interval_seconds.duration() },
+            p2p: P2pConfig::default(),
         };
         let config = TunnelConfig { node, controller: url.to_string(), dialer, tun };
         let tunnel = Tunnel::start(config, self.state.machine_key()?, Arc::clone(&self.state))?;

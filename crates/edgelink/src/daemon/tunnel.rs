@@ -198,6 +198,8 @@ impl Tunnel {
                 self.interface.send_replace(Some(Interface::default()));
             }
             Event::Persist(state) => self.persist(state),
+            // Direct paths are off.
+            Event::OpenSocket { .. } | Event::CloseSocket { .. } | Event::Datagrams => {}
             Event::Pong { ping, rtt, .. } => {
                 if let Some(waiter) = self.pings.borrow_mut().remove(&ping) {
                     // Nobody waits any more: the command was interrupted.

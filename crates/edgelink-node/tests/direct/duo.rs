@@ -1,0 +1,538 @@
+//! Two nodes behind NATs, a relay and a controller between them, STUN servers, and one virtual clock.
+
+use crate::nat::Nat;
+use edgelink_api::local::{Path, Peer};
+use edgelink_auth::MachineKey;
+use edgelink_model::records::HostInfo;
+use edgelink_model::{NodeId, Now};
+use edgelink_node::{Event, LinkId, Node, NodeConfig, P2pConfig, PathSettings, PersistedState, SocketId, Target};
+use edgelink_session::trust::Trust;
+use edgelink_wire::control::{ControlMessage, Reassembler, encode, proto};
+use edgelink_wire::key_announce::KeyAnnounce;
+use edgelink_wire::packet::{UDP, checksum};
+use edgelink_wire::ping::Ping;
+use edgelink_wire::stun::Message;
+use edgelink_wire::stun::binding::{Request, Response, Success};
+use edgelink_wire::{Flags, FrameType, frames, keepalive};
+use rand_chacha::ChaCha8Rng;
+use rand_core::SeedableRng as _;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+pub(crate) const MS: Duration = Duration::from_millis(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+const START_MS: u64 = 1_700_000_000_000;
+const PORT: u16 = 41_641;
+/// One way between any two places of the world.
+const DELAY: Duration = Duration::from_millis(25);
+const LAN_DELAY: Duration = Duration::from_millis(1);
+
+/// Both hosts' STUN servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stun {
+    /// One server with two addresses (RFC 5780).
+    TwoAddresses,
+    /// Two servers with one address each.
+    TwoServers,
+}
+
+pub(crate) struct Setup {
+    pub(crate) stun: Stun,
+    /// The controller forwards P2P_INIT and P2P_ENDPOINT.
+    pub(crate) controller_forwards: bool,
+    pub(crate) enabled: [bool; 2],
+    /// Index of the NAT that each is behind; `None`: on the open Internet.
+    pub(crate) behind: [Option<usize>; 2],
+    pub(crate) nats: Vec<Nat>,
+    pub(crate) addresses: [Ipv4Addr; 2],
+}
+
+impl Setup {
+    /// Each behind a NAT of its own.
+    pub(crate) fn behind(a: &str, b: &str) -> Self {
+        Self {
+            stun: Stun::TwoAddresses,
+            controller_forwards: true,
+            enabled: [true; 2],
+            behind: [Some(0), Some(1)],
+            nats: vec![Nat::named([203, 0, 114, 1].into(), a), Nat::named([203, 0, 114, 2].into(), b)],
+            addresses: [[192, 168, 1, 10].into(), [192, 168, 2, 20].into()],
+        }
+    }
+}
+
+struct Host {
+    node: Node,
+    rng: ChaCha8Rng,
+    ip: Ipv4Addr,
+    behind: Option<usize>,
+    control: Option<LinkId>,
+    relay: Option<LinkId>,
+    reassembler: Reassembler,
+    announced: Option<KeyAnnounce>,
+    socket: Option<SocketId>,
+    /// Payloads that came out of the TUN, with the time.
+    received: Vec<(Duration, u32)>,
+}
+
+enum What {
+    /// Frames from the relay.
+    Relay(Vec<u8>),
+    Control(Box<ControlMessage>),
+    Datagram {
+        from: SocketAddr,
+        bytes: Vec<u8>,
+    },
+}
+
+pub(crate) struct Duo {
+    hosts: [Host; 2],
+    start: Instant,
+    pub(crate) elapsed: Duration,
+    queue: BTreeMap<(Duration, u64), (usize, What)>,
+    seq: u64,
+    pub(crate) nats: Vec<Nat>,
+    stun: Stun,
+    controller_forwards: bool,
+    /// Every datagram that a node sent: when, who, whereto, what.
+    pub(crate) sent: Vec<(Duration, usize, SocketAddr, Vec<u8>)>,
+    /// DATA frames that went through the relay.
+    pub(crate) relayed: usize,
+    /// Datagrams larger than this vanish.
+    pub(crate) narrow: Option<usize>,
+    /// UDP between the two vanishes.
+    pub(crate) cut: bool,
+    next_payload: u32,
+}
+
+impl Duo {
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
+    pub(crate) fn new(setup: Setup) -> Self {
+        let start = Instant::now();
+        let now = Now { mono: start, unix_ms: START_MS };
+        let host = |index: usize| {
+            let mut rng = ChaCha8Rng::seed_from_u64(index as u64 + 1);
+            let config = NodeConfig {
+                controller_host: "vpn.example.com".to_owned(),
+                auth_key: None,
+                host: HostInfo::default(),
+                trust: Trust::Tofu,
+                psk: None,
+                capabilities: 1,
+                paths: PathSettings::default(),
+                p2p: P2pConfig { enabled: setup.enabled[index], port: PORT, ..P2pConfig::default() },
+            };
+            let mut node = Node::new(config, machine(index), PersistedState::default(), now, &mut rng);
+            let net = format!("{}/24", setup.addresses[index]).parse().unwrap();
+            node.set_local_addresses(&[net], now);
+            Host {
+                node,
+                rng,
+                ip: setup.addresses[index],
+                behind: setup.behind[index],
+                control: None,
+                relay: None,
+                reassembler: Reassembler::new(),
+                announced: None,
+                socket: None,
+                received: Vec::new(),
+            }
+        };
+        let mut this = Self {
+            hosts: [host(0), host(1)],
+            start,
+            elapsed: Duration::ZERO,
+            queue: BTreeMap::new(),
+            seq: 0,
+            nats: setup.nats,
+            stun: setup.stun,
+            controller_forwards: setup.controller_forwards,
+            sent: Vec::new(),
+            relayed: 0,
+            narrow: None,
+            cut: false,
+            next_payload: 0,
+        };
+        this.join();
+        this
+    }
+
+    fn join(&mut self) {
+        for index in 0..2 {
+            self.drain(index);
+            let link = self.hosts[index].control.unwrap();
+            let now = self.now();
+            self.hosts[index].node.link_connected(link, now);
+            let challenge =
+                proto::AuthResponse { challenge: vec![9; 32], server_time_ms: START_MS, ..Default::default() };
+            self.control(index, ControlMessage::AuthResponse(challenge));
+            let tokens = proto::Tokens { relay_token: "token".to_owned(), ..Default::default() };
+            let admission =
+                proto::AuthResponse { identity: Some(identity(index)), tokens: Some(tokens), ..Default::default() };
+            self.control(index, ControlMessage::AuthResponse(admission));
+            self.drain(index);
+        }
+        for index in 0..2 {
+            let announce = self.hosts[1 - index].announced.clone().expect("no key was announced");
+            let peer = proto::Peer {
+                node_id: id(1 - index).0,
+                name: format!("node-{}", 1 - index),
+                machine_pub: machine(1 - index).public().0.to_vec(),
+                statement: announce.statement.to_vec(),
+                signature: announce.signature.to_vec(),
+                addresses: identity(1 - index).addresses,
+                online: true,
+                ..Default::default()
+            };
+            let config = proto::Config {
+                version: 1,
+                network: Some(proto::Network {
+                    id: 7,
+                    name: "default".to_owned(),
+                    subnets: vec![proto::Prefix { address: vec![10, 7, 0, 0], length: 24 }],
+                }),
+                peers: vec![peer],
+                relays: vec![proto::Relay { id: 1, path: "/ws/data".to_owned(), ..Default::default() }],
+                stun_servers: self.stun_servers(),
+                ..Default::default()
+            };
+            self.control(index, ControlMessage::Config(config));
+        }
+        self.advance(Duration::ZERO);
+        for index in 0..2 {
+            let link = self.hosts[index].relay.expect("the relay was not dialled");
+            let now = self.now();
+            self.hosts[index].node.link_connected(link, now);
+            let challenge = proto::AuthResponse { challenge: vec![3; 32], server_id: 1, ..Default::default() };
+            for message in [challenge, proto::AuthResponse::default()] {
+                let frame = encode(&ControlMessage::AuthResponse(message), Flags::NONE).unwrap();
+                self.relayed_to(index, &frame);
+            }
+        }
+        self.advance(SECOND);
+    }
+
+    fn stun_servers(&self) -> Vec<proto::StunServer> {
+        let server = |server_id, ip: u8, ip2: Option<u8>| proto::StunServer {
+            server_id,
+            ip: vec![198, 51, 101, ip],
+            ip2: ip2.map(|ip| vec![198, 51, 101, ip]).unwrap_or_default(),
+            port: 3478,
+        };
+        match self.stun {
+            Stun::TwoAddresses => vec![server(1, 1, Some(2))],
+            Stun::TwoServers => vec![server(1, 1, None), server(2, 2, None)],
+        }
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        let passed = u64::try_from(self.elapsed.as_millis()).unwrap();
+        Now { mono: self.start + self.elapsed, unix_ms: START_MS + passed }
+    }
+
+    pub(crate) fn peer(&self, index: usize) -> Peer {
+        self.hosts[index].node.status("wss://vpn.example.com", self.now()).peers.remove(0)
+    }
+
+    pub(crate) fn path(&self, index: usize) -> Path {
+        self.peer(index).path
+    }
+
+    pub(crate) fn status(&self, index: usize) -> edgelink_api::local::Status {
+        self.hosts[index].node.status("wss://vpn.example.com", self.now())
+    }
+
+    /// One packet from a node to the other; returns the number that it carries.
+    pub(crate) fn send(&mut self, from: usize) -> u32 {
+        self.next_payload += 1;
+        let payload = self.next_payload;
+        let mut frame = [vec![0; 10], packet(from, payload)].concat();
+        let now = self.now();
+        self.hosts[from].node.handle_tun(&mut frame, now);
+        self.drain(from);
+        payload
+    }
+
+    pub(crate) fn received(&self, index: usize) -> &[(Duration, u32)] {
+        &self.hosts[index].received
+    }
+
+    /// A packet every `interval` from `from`, and as many back.
+    pub(crate) fn stream(&mut self, time: Duration, interval: Duration) {
+        let end = self.elapsed + time;
+        while self.elapsed < end {
+            self.send(0);
+            self.send(1);
+            self.advance(interval);
+        }
+    }
+
+    pub(crate) fn move_host(&mut self, index: usize, ip: Ipv4Addr, behind: Option<usize>) {
+        self.hosts[index].ip = ip;
+        self.hosts[index].behind = behind;
+        let now = self.now();
+        let net = format!("{ip}/24").parse().unwrap();
+        self.hosts[index].node.set_local_addresses(&[net], now);
+        self.drain(index);
+    }
+
+    /// A datagram from anywhere into a host's socket.
+    pub(crate) fn inject(&mut self, index: usize, from: SocketAddr, bytes: &[u8]) {
+        self.push(Duration::ZERO, index, What::Datagram { from, bytes: bytes.to_vec() });
+        self.advance(Duration::ZERO);
+    }
+
+    pub(crate) fn advance(&mut self, by: Duration) {
+        let end = self.elapsed + by;
+        for _ in 0..2_000_000 {
+            for index in 0..2 {
+                self.drain(index);
+            }
+            let timer = |host: &Host| host.node.poll_timeout().map(|at| at.saturating_duration_since(self.start));
+            let timers = self.hosts.iter().filter_map(timer);
+            let due = self.queue.keys().next().map(|(at, _)| *at);
+            let Some(next) = timers.chain(due).min().filter(|at| *at <= end) else {
+                self.elapsed = end;
+                return;
+            };
+            self.elapsed = self.elapsed.max(next);
+            if due == Some(next) {
+                let (_, (index, what)) = self.queue.pop_first().unwrap();
+                self.deliver(index, what);
+            } else {
+                let now = self.now();
+                for host in &mut self.hosts {
+                    host.node.handle_timeout(now, &mut host.rng);
+                }
+            }
+        }
+        panic!("the world spins at {:?}", self.elapsed);
+    }
+
+    fn push(&mut self, delay: Duration, index: usize, what: What) {
+        self.seq += 1;
+        self.queue.insert((self.elapsed + delay, self.seq), (index, what));
+    }
+
+    fn deliver(&mut self, index: usize, what: What) {
+        let (now, elapsed) = (self.now(), self.elapsed);
+        match what {
+            What::Relay(frame) => self.relayed_to(index, &frame),
+            What::Control(message) => self.control(index, *message),
+            What::Datagram { from, mut bytes } => {
+                let host = &mut self.hosts[index];
+                let Some(socket) = host.socket else { return };
+                let received = &mut host.received;
+                let mut tun = |_: &[u8], packet: &[u8]| received.push((elapsed, payload_of(packet)));
+                host.node.handle_datagram(socket, from, &mut bytes, now, &mut tun);
+            }
+        }
+    }
+
+    fn relayed_to(&mut self, index: usize, frame: &[u8]) {
+        let (now, elapsed) = (self.now(), self.elapsed);
+        let host = &mut self.hosts[index];
+        let received = &mut host.received;
+        let mut tun = |_: &[u8], packet: &[u8]| received.push((elapsed, payload_of(packet)));
+        host.node.handle_message(host.relay.unwrap(), &mut frame.to_vec(), now, &mut host.rng, &mut tun);
+    }
+
+    fn control(&mut self, index: usize, message: ControlMessage) {
+        let now = self.now();
+        let host = &mut self.hosts[index];
+        let mut frame = encode(&message, Flags::NONE).unwrap();
+        host.node.handle_message(host.control.unwrap(), &mut frame, now, &mut host.rng, &mut |_, _| {});
+    }
+
+    fn drain(&mut self, index: usize) {
+        while let Some(event) = self.hosts[index].node.poll_event() {
+            match event {
+                Event::Dial { link, target: Target::Control } => self.hosts[index].control = Some(link),
+                Event::Dial { link, .. } => self.hosts[index].relay = Some(link),
+                Event::Writable(link) => {
+                    while let Some(message) = self.hosts[index].node.poll_transmit(link) {
+                        self.written(index, link, &message);
+                    }
+                }
+                Event::OpenSocket { socket, port } => {
+                    assert_eq!(port, PORT);
+                    self.hosts[index].socket = Some(socket);
+                    let now = self.now();
+                    self.hosts[index].node.socket_opened(socket, port, now);
+                }
+                Event::CloseSocket { .. } => self.hosts[index].socket = None,
+                Event::Datagrams => {
+                    while let Some(transmit) = self.hosts[index].node.poll_datagram() {
+                        for bytes in transmit.bytes.chunks(transmit.segment) {
+                            self.datagram(index, transmit.to, bytes);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn written(&mut self, index: usize, link: LinkId, message: &[u8]) {
+        let control = self.hosts[index].control == Some(link);
+        for frame in frames(message) {
+            let frame = frame.unwrap();
+            match frame.frame_type().unwrap() {
+                FrameType::Ping => {
+                    let pong = Ping::parse(frame.payload).unwrap().encode(FrameType::Pong);
+                    if control {
+                        let now = self.now();
+                        let host = &mut self.hosts[index];
+                        host.node.handle_message(link, &mut pong.to_vec(), now, &mut host.rng, &mut |_, _| {});
+                    } else {
+                        self.push(2 * DELAY, index, What::Relay(pong.to_vec()));
+                    }
+                }
+                FrameType::KeyAnnounce if control => {
+                    self.hosts[index].announced = Some(KeyAnnounce::parse(frame.payload).unwrap());
+                }
+                FrameType::Data | FrameType::P2pPing | FrameType::P2pPong | FrameType::KeyAnnounce => {
+                    self.relayed += usize::from(frame.ty == FrameType::Data.as_u8());
+                    self.push(2 * DELAY, 1 - index, What::Relay(frame.raw.to_vec()));
+                }
+                _ => {
+                    let Some(received) = self.hosts[index].reassembler.push(&frame).unwrap() else { continue };
+                    let from = id(index).0;
+                    let forwarded = match received.message {
+                        ControlMessage::P2pInit(message) => {
+                            ControlMessage::P2pInit(proto::P2pInit { node_id: from, ..message })
+                        }
+                        ControlMessage::P2pEndpoint(message) => {
+                            ControlMessage::P2pEndpoint(proto::P2pEndpoint { node_id: from, ..message })
+                        }
+                        _ => continue,
+                    };
+                    if self.controller_forwards {
+                        self.push(2 * DELAY, 1 - index, What::Control(Box::new(forwarded)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn datagram(&mut self, index: usize, to: SocketAddr, bytes: &[u8]) {
+        self.sent.push((self.elapsed, index, to, bytes.to_vec()));
+        if bytes.len() == keepalive::LEN {
+            assert_eq!(bytes[..2], [1, 0x34]);
+        }
+        let (ip, behind) = (self.hosts[index].ip, self.hosts[index].behind);
+        let from = SocketAddr::new(ip.into(), PORT);
+        // On the same network.
+        let other = 1 - index;
+        let neighbour = self.hosts[other].behind == behind && behind.is_some();
+        if neighbour && to == SocketAddr::new(self.hosts[other].ip.into(), PORT) {
+            if !self.cut {
+                self.push(LAN_DELAY, other, What::Datagram { from, bytes: bytes.to_vec() });
+            }
+            return;
+        }
+        let outer = match behind {
+            Some(nat) => self.nats[nat].outbound(from, to),
+            None => Some(from),
+        };
+        let Some(outer) = outer else { return };
+        let IpAddr::V4(target) = to.ip() else { return };
+        if target.octets()[..3] == [198, 51, 101] {
+            return self.stun_server(outer, to, bytes);
+        }
+        if self.cut || self.narrow.is_some_and(|narrow| bytes.len() > narrow) {
+            return;
+        }
+        let reaches = |host: &Host, nats: &[Nat]| match host.behind {
+            None => to == SocketAddr::new(host.ip.into(), PORT),
+            Some(nat) => {
+                nats[nat].public == target
+                    // Hairpinning is not offered.
+                    && host.behind != behind
+                    && nats[nat].inbound(outer, to.port()) == Some(SocketAddr::new(host.ip.into(), PORT))
+            }
+        };
+        if reaches(&self.hosts[other], &self.nats) {
+            self.push(DELAY, other, What::Datagram { from: outer, bytes: bytes.to_vec() });
+        }
+    }
+
+    fn stun_server(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        let (request, _) = Request::parse(&Message::parse(bytes).unwrap()).unwrap();
+        let two = self.stun == Stun::TwoAddresses;
+        let alone = |ip: Ipv4Addr| if two { Ipv4Addr::new(198, 51, 101, 3 - ip.octets()[3]) } else { ip };
+        let IpAddr::V4(ip) = to.ip() else { return };
+        if request.change_ip && !two {
+            return;
+        }
+        let other_port = if to.port() == 3478 { 3479 } else { 3478 };
+        let origin = SocketAddr::new(
+            if request.change_ip { alone(ip) } else { ip }.into(),
+            if request.change_port { other_port } else { to.port() },
+        );
+        let other = two.then(|| SocketAddr::new(alone(ip).into(), other_port));
+        let response = Response {
+            transaction: request.transaction,
+            result: Ok(Success { mapped: from, origin: Some(origin), other }),
+            fingerprint: request.fingerprint,
+        };
+        let (bytes, len) = response.encode();
+        for index in 0..2 {
+            let inner = SocketAddr::new(self.hosts[index].ip.into(), PORT);
+            let arrives = match self.hosts[index].behind {
+                None => from == inner,
+                Some(nat) => {
+                    IpAddr::V4(self.nats[nat].public) == from.ip()
+                        && self.nats[nat].inbound(origin, from.port()) == Some(inner)
+                }
+            };
+            if arrives {
+                self.push(2 * DELAY, index, What::Datagram { from: origin, bytes: bytes[..len].to_vec() });
+            }
+        }
+    }
+}
+
+fn machine(index: usize) -> MachineKey {
+    MachineKey::from_seed([index as u8 + 1; 32])
+}
+
+pub(crate) fn id(index: usize) -> NodeId {
+    NodeId(100 + index as u32)
+}
+
+fn overlay(index: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 7, 0, 100 + index as u8)
+}
+
+fn identity(index: usize) -> proto::NodeIdentity {
+    proto::NodeIdentity {
+        node_id: id(index).0,
+        network_id: 7,
+        name: format!("node-{index}"),
+        addresses: vec![overlay(index).octets().to_vec()],
+    }
+}
+
+/// A UDP packet between the overlay addresses that carries a number, as large as the TUN allows.
+fn packet(from: usize, payload: u32) -> Vec<u8> {
+    let len = 1400u16;
+    let mut packet = vec![0x45, 0];
+    packet.extend(len.to_be_bytes());
+    packet.extend([0, 0, 0x40, 0, 64, UDP, 0, 0]);
+    packet.extend(overlay(from).octets());
+    packet.extend(overlay(1 - from).octets());
+    let sum = checksum(0, &packet);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend([0, 7, 0, 7]);
+    packet.extend((len - 20).to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(payload.to_be_bytes());
+    packet.resize(len.into(), 0);
+    packet
+}
+
+fn payload_of(packet: &[u8]) -> u32 {
+    u32::from_be_bytes(packet[28..32].try_into().unwrap())
+}

@@ -1,0 +1,12 @@
+//! Direct paths by UDP between two nodes: NATs of every kind, the LAN, losses, roaming, and what strangers send.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod duo;
+mod nat;
+mod paths;

@@ -1,0 +1,88 @@
+//! NATs per RFC 4787, as far as hole punching meets them.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// What a mapping or filter depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum By {
+    Nothing,
+    Address,
+    AddressAndPort,
+}
+
+#[derive(Debug)]
+pub(crate) struct Nat {
+    pub(crate) public: Ipv4Addr,
+    mapping: By,
+    filtering: By,
+    next_port: u16,
+    /// Inner socket and what the mapping depends on → outer port.
+    ports: HashMap<(SocketAddr, Option<SocketAddr>), u16>,
+    inner: HashMap<u16, SocketAddr>,
+    sent_to: HashMap<u16, HashSet<SocketAddr>>,
+    /// UDP does not pass.
+    pub(crate) blocks: bool,
+}
+
+impl Nat {
+    pub(crate) fn new(public: Ipv4Addr, mapping: By, filtering: By) -> Self {
+        Self {
+            public,
+            mapping,
+            filtering,
+            next_port: 40_000,
+            ports: HashMap::new(),
+            inner: HashMap::new(),
+            sent_to: HashMap::new(),
+            blocks: false,
+        }
+    }
+
+    /// The four names of specification §6.1.
+    pub(crate) fn named(public: Ipv4Addr, name: &str) -> Self {
+        let (mapping, filtering) = match name {
+            "full_cone" => (By::Nothing, By::Nothing),
+            "restricted_cone" => (By::Nothing, By::Address),
+            "port_restricted" => (By::Nothing, By::AddressAndPort),
+            "symmetric" => (By::AddressAndPort, By::AddressAndPort),
+            other => panic!("{other} is no NAT"),
+        };
+        Self::new(public, mapping, filtering)
+    }
+
+    pub(crate) fn outbound(&mut self, from: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
+        if self.blocks {
+            return None;
+        }
+        let key = match self.mapping {
+            By::Nothing => None,
+            By::Address => Some(SocketAddr::new(to.ip(), 0)),
+            By::AddressAndPort => Some(to),
+        };
+        let port = *self.ports.entry((from, key)).or_insert_with(|| {
+            self.next_port += 7;
+            self.next_port
+        });
+        self.inner.insert(port, from);
+        self.sent_to.entry(port).or_default().insert(to);
+        Some(SocketAddr::new(self.public.into(), port))
+    }
+
+    pub(crate) fn inbound(&self, from: SocketAddr, port: u16) -> Option<SocketAddr> {
+        let sent = self.sent_to.get(&port)?;
+        let passes = match self.filtering {
+            By::Nothing => true,
+            By::Address => sent.iter().any(|to| to.ip() == from.ip()),
+            By::AddressAndPort => sent.contains(&from),
+        };
+        self.inner.get(&port).copied().filter(|_| passes && !self.blocks)
+    }
+
+    /// The router starts anew.
+    pub(crate) fn reboot(&mut self) {
+        self.ports.clear();
+        self.inner.clear();
+        self.sent_to.clear();
+    }
+}
