@@ -55,6 +55,8 @@ struct NodeState {
     asleep: bool,
     member: bool,
     hostile: bool,
+    /// Its uplink loses datagrams: what takes a direct path may be lost.
+    lossy: bool,
     /// Another host with the same identity runs.
     doubled: bool,
     /// Members may not deliver from it once they have this version.
@@ -111,6 +113,7 @@ impl Model {
             asleep: false,
             member: true,
             hostile: false,
+            lossy: false,
             doubled: false,
             expelled_at: None,
             needs_controller: true,
@@ -150,6 +153,11 @@ impl Model {
     /// A node lies from now on, or not any more.
     pub fn node_hostile(&mut self, node: NodeIndex, hostile: bool, now: Duration) {
         self.change_node(node, now, |n| n.hostile = hostile);
+    }
+
+    /// A node's uplink loses datagrams, or not any more.
+    pub fn node_lossy(&mut self, node: NodeIndex, lossy: bool, now: Duration) {
+        self.change_node(node, now, |n| n.lossy = lossy);
     }
 
     /// Another host with a node's identity runs, or not any more.
@@ -434,7 +442,7 @@ impl Model {
     }
 
     fn is_linked(&self, (a, b): (usize, usize)) -> bool {
-        let awake = |n: usize| self.nodes.get(&n).is_some_and(|state| !state.asleep);
+        let awake = |n: usize| self.nodes.get(&n).is_some_and(|state| !state.asleep && !state.lossy);
         if !awake(a) || !awake(b) || self.relays.values().any(|r| r.hostile && r.running && r.enabled) {
             return false;
         }

@@ -469,6 +469,9 @@ impl<'s> Player<'s> {
         for undo in std::mem::take(&mut self.undo).into_values() {
             self.end(undo);
         }
+        for node in (0..self.world.node_count()).map(NodeIndex) {
+            self.set_uplink(node, Quality::Usual);
+        }
         self.pass(PROMISE.heals_within + TICK);
         let (must, settled) = (self.model.living_pairs(), self.model.settled_pairs(self.world.elapsed()));
         if must != settled {
@@ -798,8 +801,7 @@ impl<'s> Player<'s> {
             }
             Transition::SetUplink { node, quality } => {
                 let node = self.node(node);
-                self.world.set_uplink(node, quality.line());
-                self.disturb_site(node);
+                self.set_uplink(node, quality);
             }
             Transition::Burst { from, to, packets, len } => {
                 let (from, to) = (self.node(from), self.node(to));
@@ -855,6 +857,12 @@ impl<'s> Player<'s> {
                 self.model.relay_running(RelayIndex::BUILTIN, true, now);
             }
         }
+    }
+
+    fn set_uplink(&mut self, node: NodeIndex, quality: Quality) {
+        self.world.set_uplink(node, quality.line());
+        self.disturb_site(node);
+        self.model.node_lossy(node, self.world.has_udp(node) && quality.line().loss > 0.0, self.world.elapsed());
     }
 
     /// What befalls UDP at a site befalls all nodes there. Only some of them have direct paths to lose.
