@@ -59,6 +59,7 @@ pub(crate) struct Drops([u64; Drop::NAMES.len()]);
 
 impl Drops {
     pub(crate) fn count(&mut self, reason: Drop) {
+        tracing::trace!(?reason, "dropped");
         if let Some(count) = self.0.get_mut(reason as usize) {
             *count += 1;
         }

@@ -441,6 +441,9 @@ impl<'s> Player<'s> {
         }
         let mut violations = std::mem::take(&mut self.violations);
         violations.extend(self.world.watch().violations().iter().cloned());
+        if !violations.is_empty() {
+            violations.extend(self.counters());
+        }
         let report = Report {
             elapsed: self.world.elapsed(),
             nodes: self.world.node_count(),
@@ -451,6 +454,21 @@ impl<'s> Player<'s> {
             fingerprint: self.world.fingerprint(),
         };
         (report, violations)
+    }
+
+    /// What was dropped, by whom: the first thing that one wants to know.
+    fn counters(&self) -> Vec<String> {
+        let nodes = (0..self.world.node_count()).filter_map(|n| {
+            let status = self.world.status(NodeIndex(n))?;
+            Some(format!("node {n} has dropped {:?}", status.drops))
+        });
+        let relays = (0..self.world.relay_count()).filter_map(|r| {
+            let stats = self.world.relay_at(RelayIndex(r))?.stats();
+            let drops: Vec<_> = stats.drops.iter().filter(|(_, n)| *n > 0).collect();
+            Some(format!("relay {r} has dropped {drops:?}"))
+        });
+        let udp: Vec<_> = self.world.internet().drops().iter().collect();
+        nodes.chain(relays).chain([format!("the internet has dropped {udp:?}")]).collect()
     }
 
     fn pairs(&self) -> (usize, usize) {

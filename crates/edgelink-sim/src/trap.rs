@@ -1,13 +1,20 @@
 //! An ERROR in the log fails a run: it means that something is broken, whatever the packets did.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write as _};
+use std::time::Duration;
 use tracing::field::{Field, Visit};
 use tracing::span;
 use tracing::{Event, Level, Metadata, Subscriber};
 
 thread_local! {
     static ERRORS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// The virtual time of what is logged next.
+pub(crate) fn set_time(now: Duration) {
+    NOW.set(now);
 }
 
 /// Runs `f` and returns what it logged at level ERROR on this thread beside its result.
@@ -35,7 +42,7 @@ impl Subscriber for Trap {
 
     fn event(&self, event: &Event<'_>) {
         let metadata = event.metadata();
-        let mut line = Line(format!("{} {}:", metadata.level(), metadata.target()));
+        let mut line = Line(format!("{:?} {} {}:", NOW.get(), metadata.level(), metadata.target()));
         event.record(&mut line);
         if *metadata.level() == Level::ERROR {
             ERRORS.with_borrow_mut(|errors| errors.push(line.0.clone()));

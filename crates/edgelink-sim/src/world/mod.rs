@@ -206,6 +206,7 @@ impl World {
             turns = if at > self.now { 0 } else { turns + 1 };
             assert!(turns < MAX_TURNS, "the cores keep each other busy without time passing at {:?}", self.elapsed());
             self.now = self.now.max(at);
+            crate::trap::set_time(self.now - self.start);
             if !self.deliver_one() {
                 self.handle_timeouts();
             }

@@ -200,9 +200,11 @@ impl World {
     /// What netlink tells the daemon.
     pub(super) fn tell_addresses(&mut self, index: usize) {
         let Some(udp) = self.udp_of(index) else { return };
-        let prefix = if udp.lan.is_some() { HOME.prefix_len() } else { 32 };
-        let addresses: Vec<IpNet> =
-            self.net.addresses(udp.host).into_iter().filter_map(|ip| IpNet::new(ip, prefix).ok()).collect();
+        let net = |ip: IpAddr| match (ip, udp.lan) {
+            (IpAddr::V4(_), Some(_)) => IpNet::new(ip, HOME.prefix_len()).ok(),
+            _ => Some(IpNet::from(ip)),
+        };
+        let addresses: Vec<IpNet> = self.net.addresses(udp.host).into_iter().filter_map(net).collect();
         let now = self.node_now(index);
         if let Some(node) = self.awake_mut(index) {
             node.set_local_addresses(&addresses, now);
