@@ -8,7 +8,7 @@
 use crate::channel::{
     AUTH_TIMEOUT, IDLE_TIMEOUT, RESEND_INTERVAL, Refusal, UNAUTHENTICATED_LIMIT, printable, unexpected, wire,
 };
-use crate::fanout::COALESCE;
+use crate::fanout::{COALESCE, encode};
 use crate::locations::KEPT;
 use crate::registry::is_member;
 use crate::timers::Timers;
@@ -310,18 +310,21 @@ impl Control {
             self.mark_path(*node, now);
         }
         let nodes: Vec<proto::NodeLocation> = moved.into_iter().map(|node| self.location(node)).collect();
-        for (id, ..) in self.servers.configured() {
-            let message = proto::ServerNodeLoc { nodes: nodes.clone(), full: false };
-            self.send(id, ControlMessage::ServerNodeLoc(message), Flags::default());
+        self.tell_servers(proto::ServerNodeLoc { nodes, full: false }.into());
+    }
+
+    /// Sends the same to every server: encoded once.
+    fn tell_servers(&mut self, message: ControlMessage) {
+        let Some(message) = encode(message, Flags::default()) else { return };
+        for (conn, ..) in self.servers.configured() {
+            self.events.push_back(Event::Send { conn, message: message.clone() });
         }
     }
 
     /// A token or node was revoked: every relay hears of it at once.
     pub(crate) fn blacklist(&mut self, record: &RevocationRecord, now: Now) {
         let message = proto::ServerBlacklist { revocations: vec![messages::revocation(record)], full: false };
-        for (id, ..) in self.servers.configured() {
-            self.send(id, ControlMessage::ServerBlacklist(message.clone()), Flags::default());
-        }
+        self.tell_servers(message.into());
         let RevocationTarget::Jti(jti) = &record.target else { return };
         let theirs = |conn: &ServerConn| matches!(&conn.state, State::Ready(ready) if ready.jti == *jti);
         let ids: Vec<ConnId> = self.servers.conns.iter().filter(|(_, conn)| theirs(conn)).map(|(id, _)| *id).collect();
