@@ -383,3 +383,25 @@ fn refusals_have_the_specifications_codes() {
     assert_eq!(TokenError::Revoked.code(), ErrorCode::TokenRevoked);
     assert_eq!(TokenError::OtherRelay.code(), ErrorCode::InvalidToken);
 }
+
+#[test]
+fn a_server_reads_its_own_token_without_being_able_to_verify_it() {
+    let claims = ServerClaims {
+        server_id: ServerId(7),
+        server_name: "r7".to_owned(),
+        capabilities: vec!["relay".to_owned()],
+        region: "asia".to_owned(),
+        iat: IAT,
+        exp: EXP,
+        jti: "server-id".to_owned(),
+    };
+    let [issuer, ..] = issuers();
+    let token = issuer.server(&claims).unwrap();
+    assert_eq!(ServerClaims::peek(&token), Some(claims));
+    let long = format!("a.{}.c", "A".repeat(MAX_TOKEN_LEN));
+    for other in
+        [issuer.auth(&auth_claims()).unwrap(), "not a token".to_owned(), "a.b.c".to_owned(), String::new(), long]
+    {
+        assert_eq!(ServerClaims::peek(&other), None);
+    }
+}

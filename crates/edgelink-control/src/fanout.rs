@@ -134,7 +134,7 @@ impl Control {
 }
 
 /// Encoding fails only for messages beyond 8 MiB, that is, for networks far beyond the supported size.
-fn encode(message: ControlMessage, flags: Flags) -> Option<Bytes> {
+pub(crate) fn encode(message: ControlMessage, flags: Flags) -> Option<Bytes> {
     match control::encode(&message, flags) {
         Ok(frames) => Some(Bytes::from(frames)),
         Err(error) => {

@@ -1,7 +1,7 @@
 //! Who is how far from whom, and the best way between two nodes (specification §5.3). Microseconds throughout.
 
 use edgelink_model::rtt::{margin, significantly};
-use edgelink_model::{NodeId, ServerId, SmoothedRtt};
+use edgelink_model::{NodeId, ServerId};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,8 @@ pub const STALE: Duration = Duration::from_secs(90);
 /// What is longer than this is no round trip but a mistake, and not taken.
 pub const MAX_RTT_US: u64 = 60_000_000;
 
-/// Round-trip times node ↔ relay and relay ↔ relay. A missing figure is missing, not zero.
+/// Round-trip times node ↔ relay and relay ↔ relay, as smoothed by the node or relay that measures them: to smooth them
+/// again here would only delay what has changed. A missing figure is missing, not zero.
 #[derive(Clone, Debug, Default)]
 pub struct LatencyMatrix {
     nodes: BTreeMap<NodeId, BTreeMap<ServerId, Sample>>,
@@ -20,7 +21,7 @@ pub struct LatencyMatrix {
 
 #[derive(Clone, Copy, Debug)]
 struct Sample {
-    rtt: SmoothedRtt,
+    rtt_us: u64,
     at: Instant,
     /// What it was when paths were computed last.
     basis: u64,
@@ -48,26 +49,26 @@ pub struct BestPath {
 
 impl LatencyMatrix {
     /// A node measured a relay. Tells whether the figure is new or has moved by more than max(5 ms, 15 %) since paths
-    /// were computed last. Nodes are smoothed here, whatever they do themselves.
+    /// were computed last.
     pub fn report_node(&mut self, node: NodeId, relay: ServerId, rtt_us: u64, now: Instant) -> bool {
         let sample = self.nodes.entry(node).or_default();
-        take(sample, relay, rtt_us, true, now)
+        take(sample, relay, rtt_us, now)
     }
 
-    /// A relay measured another; smoothed by the relay. Tells the same.
+    /// A relay measured another. Tells the same.
     pub fn report_mesh(&mut self, a: ServerId, b: ServerId, rtt_us: u64, now: Instant) -> bool {
-        a != b && take(&mut self.mesh, (a, b), rtt_us, false, now)
+        a != b && take(&mut self.mesh, (a, b), rtt_us, now)
     }
 
     /// Node ↔ relay, if known.
     pub fn node(&self, node: NodeId, relay: ServerId) -> Option<u64> {
-        self.nodes.get(&node)?.get(&relay)?.rtt.get()
+        Some(self.nodes.get(&node)?.get(&relay)?.rtt_us)
     }
 
     /// Relay ↔ relay, if known: the newer of what the two say.
     pub fn mesh(&self, a: ServerId, b: ServerId) -> Option<u64> {
         let words = [self.mesh.get(&(a, b)), self.mesh.get(&(b, a))];
-        words.into_iter().flatten().max_by_key(|sample| sample.at)?.rtt.get()
+        Some(words.into_iter().flatten().max_by_key(|sample| sample.at)?.rtt_us)
     }
 
     /// Relay `a` is not linked with `b` any more.
@@ -101,10 +102,11 @@ impl LatencyMatrix {
 
     /// Every figure.
     pub fn iter(&self) -> impl Iterator<Item = (Leg, u64)> + '_ {
-        let nodes = self.nodes.iter().flat_map(|(node, relays)| {
-            relays.iter().filter_map(|(relay, sample)| Some((Leg::Node(*node, *relay), sample.rtt.get()?)))
-        });
-        nodes.chain(self.mesh.iter().filter_map(|((a, b), sample)| Some((Leg::Mesh(*a, *b), sample.rtt.get()?))))
+        let nodes = self
+            .nodes
+            .iter()
+            .flat_map(|(node, relays)| relays.iter().map(|(relay, sample)| (Leg::Node(*node, *relay), sample.rtt_us)));
+        nodes.chain(self.mesh.iter().map(|((a, b), sample)| (Leg::Mesh(*a, *b), sample.rtt_us)))
     }
 
     /// Whether nothing is known.
@@ -169,27 +171,21 @@ impl LatencyMatrix {
     }
 }
 
-fn take<K: Ord>(samples: &mut BTreeMap<K, Sample>, key: K, rtt_us: u64, smooth: bool, now: Instant) -> bool {
+fn take<K: Ord>(samples: &mut BTreeMap<K, Sample>, key: K, rtt_us: u64, now: Instant) -> bool {
     if rtt_us > MAX_RTT_US {
         return false;
     }
     match samples.get_mut(&key) {
         Some(sample) => {
-            if !smooth {
-                sample.rtt = SmoothedRtt::new();
-            }
-            let value = sample.rtt.update(rtt_us);
-            sample.at = now;
-            let moved = significantly(sample.basis, value);
+            (sample.rtt_us, sample.at) = (rtt_us, now);
+            let moved = significantly(sample.basis, rtt_us);
             if moved {
-                sample.basis = value;
+                sample.basis = rtt_us;
             }
             moved
         }
         None => {
-            let mut rtt = SmoothedRtt::new();
-            rtt.update(rtt_us);
-            samples.insert(key, Sample { rtt, at: now, basis: rtt_us });
+            samples.insert(key, Sample { rtt_us, at: now, basis: rtt_us });
             true
         }
     }

@@ -17,6 +17,7 @@ mod locations;
 mod messages;
 mod paths;
 mod registry;
+mod server_messages;
 mod servers;
 mod timers;
 

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Of one report so many peers and relays are looked at.
-const MAX_REPORTED: usize = 1_024;
+const MAX_REPORTED: usize = 4_096;
 /// Pairs for which paths are kept; more talk without advice.
 const MAX_PAIRS: usize = 1 << 20;
 /// Stale figures and silent pairs are looked for this often.

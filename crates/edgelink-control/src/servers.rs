@@ -8,12 +8,12 @@
 use crate::channel::{
     AUTH_TIMEOUT, IDLE_TIMEOUT, RESEND_INTERVAL, Refusal, UNAUTHENTICATED_LIMIT, printable, unexpected, wire,
 };
-use crate::fanout::COALESCE;
+use crate::fanout::{COALESCE, encode};
 use crate::locations::KEPT;
 use crate::registry::is_member;
 use crate::timers::Timers;
 use crate::{ConnId, Control, Event, StoreOp, messages};
-use edgelink_auth::token::{MeshClaims, ServerClaims, new_jti};
+use edgelink_auth::token::{ServerClaims, new_jti};
 use edgelink_model::records::{ChangeId, RevocationRecord, RevocationTarget, ServerKind, ServerRecord};
 use edgelink_model::{ErrorCode, NodeId, Now, ServerId};
 use edgelink_wire::control::{ControlMessage, Reassembler, Received, proto};
@@ -26,7 +26,7 @@ use std::time::Instant;
 /// The largest message of a relay: a list of all nodes that one relay serves. See the same bound for nodes.
 const SERVER_LIMIT: usize = 512 << 10;
 /// Mesh tokens are renewed when this fraction of their life is left.
-const RENEW_AT: u32 = 4;
+pub(crate) const RENEW_AT: u32 = 4;
 /// A token younger than this may be for a server that this controller has not heard of yet, in seconds.
 const FRESH_SECS: u64 = 60;
 /// Longest URL that a server may register.
@@ -35,8 +35,8 @@ const MAX_URL: usize = 255;
 /// Connections of servers, and what is known of each server beside its record.
 #[derive(Debug, Default)]
 pub(crate) struct Servers {
-    conns: BTreeMap<ConnId, ServerConn>,
-    hot: BTreeMap<ServerId, Hot>,
+    pub(crate) conns: BTreeMap<ConnId, ServerConn>,
+    pub(crate) hot: BTreeMap<ServerId, Hot>,
     /// Relays, tokens or locations are to be sent.
     pub(crate) flush_at: Option<Instant>,
     relays_dirty: bool,
@@ -45,7 +45,7 @@ pub(crate) struct Servers {
 }
 
 #[derive(Debug)]
-struct ServerConn {
+pub(crate) struct ServerConn {
     id: ConnId,
     state: State,
     reassembler: Reassembler,
@@ -61,27 +61,27 @@ enum State {
 }
 
 #[derive(Debug)]
-struct Ready {
+pub(crate) struct Ready {
     server: ServerId,
     /// Names its server_token.
     jti: String,
     /// Version that it was sent last; `None` before it has registered.
-    sent_version: Option<ChangeId>,
-    renew_at: Instant,
+    pub(crate) sent_version: Option<ChangeId>,
+    pub(crate) renew_at: Instant,
     last_resend: Option<Instant>,
 }
 
 /// A server that is or was connected.
 #[derive(Debug, Default)]
-struct Hot {
+pub(crate) struct Hot {
     conn: Option<ConnId>,
     /// When its connection was lost: its word stays in force for a while.
     lost_at: Option<Instant>,
-    mesh_url: String,
+    pub(crate) mesh_url: String,
 }
 
 impl ServerConn {
-    fn schedule(&mut self, timers: &mut Timers) {
+    pub(crate) fn schedule(&mut self, timers: &mut Timers) {
         self.deadline = match &self.state {
             State::Hello => self.deadline,
             State::Ready(ready) => (self.last_received + IDLE_TIMEOUT).min(ready.renew_at),
@@ -89,7 +89,7 @@ impl ServerConn {
         timers.set(self.id, self.deadline, &mut self.armed);
     }
 
-    fn ready_mut(&mut self) -> Option<&mut Ready> {
+    pub(crate) fn ready_mut(&mut self) -> Option<&mut Ready> {
         match &mut self.state {
             State::Ready(ready) => Some(ready),
             State::Hello => None,
@@ -106,7 +106,7 @@ impl Servers {
         self.server_of(id).is_some()
     }
 
-    fn server_of(&self, id: ConnId) -> Option<ServerId> {
+    pub(crate) fn server_of(&self, id: ConnId) -> Option<ServerId> {
         match &self.conns.get(&id)?.state {
             State::Ready(ready) => Some(ready.server),
             State::Hello => None,
@@ -312,18 +312,21 @@ impl Control {
             self.mark_path(*node, now);
         }
         let nodes: Vec<proto::NodeLocation> = moved.into_iter().map(|node| self.location(node)).collect();
-        for (id, ..) in self.servers.configured() {
-            let message = proto::ServerNodeLoc { nodes: nodes.clone(), full: false };
-            self.send(id, ControlMessage::ServerNodeLoc(message), Flags::default());
+        self.tell_servers(proto::ServerNodeLoc { nodes, full: false }.into());
+    }
+
+    /// Sends the same to every server: encoded once.
+    fn tell_servers(&mut self, message: ControlMessage) {
+        let Some(message) = encode(message, Flags::default()) else { return };
+        for (conn, ..) in self.servers.configured() {
+            self.events.push_back(Event::Send { conn, message: message.clone() });
         }
     }
 
     /// A token or node was revoked: every relay hears of it at once.
     pub(crate) fn blacklist(&mut self, record: &RevocationRecord, now: Now) {
         let message = proto::ServerBlacklist { revocations: vec![messages::revocation(record)], full: false };
-        for (id, ..) in self.servers.configured() {
-            self.send(id, ControlMessage::ServerBlacklist(message.clone()), Flags::default());
-        }
+        self.tell_servers(message.into());
         let RevocationTarget::Jti(jti) = &record.target else { return };
         let theirs = |conn: &ServerConn| matches!(&conn.state, State::Ready(ready) if ready.jti == *jti);
         let ids: Vec<ConnId> = self.servers.conns.iter().filter(|(_, conn)| theirs(conn)).map(|(id, _)| *id).collect();
@@ -539,97 +542,6 @@ impl Control {
             self.send_server_config(id, now, rng);
         }
     }
-
-    /// Everything that a server must know.
-    fn send_server_config(&mut self, id: ConnId, now: Now, rng: &mut impl rand_core::Rng) {
-        let Some(server) = self.servers.server_of(id) else { return };
-        let (algorithm, key, relay_auth_pub) = self.issuer.relay_keys();
-        let version = self.registry.version();
-        let config = proto::Config {
-            version,
-            relays: self.relays_for(server),
-            revocations: self.registry.revocations.values().map(messages::revocation).collect(),
-            relay_keys: Some(proto::RelayKeys { algorithm, key, relay_auth_pub }),
-            mesh_tokens: self.mesh_tokens(server, now, rng),
-            next_hops: self.paths.hops_at(server),
-            ..Default::default()
-        };
-        self.stats.configs_sent += 1;
-        self.send(id, ControlMessage::Config(config), Flags::ACK_REQUESTED);
-        let nodes: Vec<NodeId> = self.locations.nodes().collect();
-        let nodes = nodes.into_iter().map(|node| self.location(node)).filter(|l| !l.relay_ids.is_empty()).collect();
-        self.send(id, ControlMessage::ServerNodeLoc(proto::ServerNodeLoc { nodes, full: true }), Flags::default());
-        if let Some(conn) = self.servers.conns.get_mut(&id) {
-            if let Some(ready) = conn.ready_mut() {
-                ready.sent_version = Some(version);
-                ready.renew_at = now.mono + self.config.mesh_token_lifetime / RENEW_AT * (RENEW_AT - 1);
-            }
-            conn.schedule(&mut self.timers);
-        }
-    }
-
-    /// A change for one server, on top of the version that it was sent.
-    fn send_server_update(&mut self, id: ConnId, update: proto::ConfigUpdate) {
-        let version = self.registry.version();
-        let Some(ready) = self.servers.conns.get_mut(&id).and_then(ServerConn::ready_mut) else { return };
-        let Some(from_version) = ready.sent_version.replace(version) else {
-            ready.sent_version = None;
-            return;
-        };
-        let flags = if from_version == version { Flags::default() } else { Flags::ACK_REQUESTED };
-        self.stats.updates_sent += 1;
-        self.send(id, ControlMessage::ConfigUpdate(proto::ConfigUpdate { from_version, version, ..update }), flags);
-    }
-
-    /// The list of relays as a server sees it: empty for one that is not in it.
-    fn relays_for(&self, server: ServerId) -> Vec<proto::Relay> {
-        let relays = messages::relays(&self.registry, &self.config.settings);
-        if self.is_usable_relay(server) { relays } else { Vec::new() }
-    }
-
-    fn is_usable_relay(&self, server: ServerId) -> bool {
-        messages::usable_relays(&self.registry).any(|record| record.id == server)
-    }
-
-    /// Tokens with which `server` may dial the others.
-    fn mesh_tokens(&self, server: ServerId, now: Now, rng: &mut impl rand_core::Rng) -> Vec<proto::MeshToken> {
-        if !self.is_usable_relay(server) {
-            return Vec::new();
-        }
-        let (iat, life) = (now.unix_secs(), self.config.mesh_token_lifetime.as_secs());
-        let others = messages::usable_relays(&self.registry).filter(|record| record.id != server);
-        others
-            .filter_map(|other| {
-                let claims = MeshClaims { server_id: server, iat, exp: iat + life, jti: new_jti(rng) };
-                let token = match self.issuer.mesh(&claims, other.id) {
-                    Ok(token) => token,
-                    Err(error) => {
-                        tracing::error!(%error, "a mesh token could not be signed");
-                        return None;
-                    }
-                };
-                let (url, path) = self.mesh_address(other);
-                Some(proto::MeshToken { server_id: other.id.0, token, url, path })
-            })
-            .collect()
-    }
-
-    /// Where a relay's `/ws/mesh` is: as it registered, or beside its `/ws/data`.
-    fn mesh_address(&self, record: &ServerRecord) -> (String, String) {
-        let registered = self.servers.hot.get(&record.id).map(|hot| hot.mesh_url.as_str()).unwrap_or_default();
-        match (&record.url, record.kind) {
-            _ if !registered.is_empty() => (registered.to_owned(), String::new()),
-            (Some(url), _) => (mesh_url(url), String::new()),
-            (None, ServerKind::Builtin) => (String::new(), self.config.builtin_mesh_path.clone().unwrap_or_default()),
-            (None, ServerKind::External) => Default::default(),
-        }
-    }
-
-    fn location(&self, node: NodeId) -> proto::NodeLocation {
-        let network = self.registry.nodes.get(&node).map_or(0, |record| record.network_id.0);
-        let relay_ids = self.located(node).into_iter().map(|relay| relay.0).collect();
-        proto::NodeLocation { node_id: node.0, network_id: network, relay_ids }
-    }
 }
 
 /// The record as the server itself says it is. What it may do is an administrator's to say; where it is, its own.
@@ -664,32 +576,9 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// `/ws/mesh` beside `/ws/data`: the URL with its last path segment replaced.
-fn mesh_url(data_url: &str) -> String {
-    let after_scheme = data_url.find("://").map_or(0, |at| at + 3);
-    match data_url.rfind('/').filter(|at| *at >= after_scheme) {
-        Some(at) if at + 1 < data_url.len() => format!("{}/mesh", &data_url[..at]),
-        Some(at) => format!("{}/ws/mesh", &data_url[..at]),
-        None => format!("{data_url}/ws/mesh"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_mesh_is_beside_the_data() {
-        let cases = [
-            ("wss://r.example.com/ws/data", "wss://r.example.com/ws/mesh"),
-            ("wss://r.example.com:8443/a/b/data", "wss://r.example.com:8443/a/b/mesh"),
-            ("wss://r.example.com/", "wss://r.example.com/ws/mesh"),
-            ("wss://r.example.com", "wss://r.example.com/ws/mesh"),
-        ];
-        for (data, mesh) in cases {
-            assert_eq!(mesh_url(data), mesh);
-        }
-    }
 
     #[test]
     fn only_urls_are_taken_for_urls() {

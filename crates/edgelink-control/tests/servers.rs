@@ -333,6 +333,38 @@ fn bad_tokens_are_refused_with_the_reason() {
     assert_eq!(world.events().1, [conn], "no data on the server channel");
 }
 
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    /// Whatever a server says, accepted or not: no panic, and other relays go on.
+    #[test]
+    fn arbitrary_bytes_from_a_server(
+        messages in proptest::collection::vec(
+            (0u8..=255, proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)),
+            1..20,
+        ),
+        authenticated: bool,
+    ) {
+        let mut world = World::new();
+        let (three, ..) = world.relay(3, &[(10, 1)]);
+        let conn = if authenticated {
+            world.relay(2, &[(11, 1)]).0
+        } else {
+            let now = world.now();
+            world.control.connect_server(now)
+        };
+        for (ty, payload) in &messages {
+            let mut frame = vec![1, *ty, 0, 0, payload.len() as u8];
+            frame.extend(payload);
+            world.say_bytes(conn, &frame);
+            world.ms(100);
+        }
+        world.events();
+        world.say(three, located(3, &[(10, 1), (12, 1)], true));
+        proptest::prop_assert_eq!(world.place(12), [3]);
+    }
+}
+
 #[test]
 fn a_connection_that_says_nothing_is_closed() {
     let mut world = World::new();

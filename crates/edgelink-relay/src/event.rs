@@ -24,8 +24,9 @@ impl fmt::Display for ConnId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DialId(pub(crate) u64);
 
-/// Something that the shell has to do or may want to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Something that the shell has to do or may want to know. `Debug` does not show what is said to the controller, which
+/// holds the server_token.
+#[derive(Clone, PartialEq, Eq)]
 pub enum RelayEvent {
     /// There is something to send: call [`crate::Relay::poll_transmit`] until it returns 0. Comes at most once until
     /// that has been called.
@@ -104,6 +105,29 @@ pub enum RelayEvent {
     },
     /// Keys, tokens, revocations, relays or locations changed: keep [`crate::Relay::saved_state`] on disk.
     StateChanged,
+}
+
+impl fmt::Debug for RelayEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Writable(conn) => write!(f, "Writable({conn})"),
+            Self::Close { conn, reason, flush } => write!(f, "Close({conn}: {reason}, flush {flush})"),
+            Self::NodeConnected { conn, node, network, replaced } => {
+                write!(f, "NodeConnected({conn}: {node} of {network}, replaced {replaced:?})")
+            }
+            Self::NodeDisconnected { conn, node, network } => {
+                write!(f, "NodeDisconnected({conn}: {node} of {network})")
+            }
+            Self::DialMesh { dial, relay, url, path } => write!(f, "DialMesh({dial:?}: {relay:?} at {url:?} {path:?})"),
+            Self::MeshUp { conn, relay, replaced } => write!(f, "MeshUp({conn}: {relay}, replaced {replaced:?})"),
+            Self::MeshDown { conn, relay } => write!(f, "MeshDown({conn}: {relay})"),
+            Self::DialController => f.write_str("DialController"),
+            Self::ToController(message) => write!(f, "ToController({} bytes)", message.len()),
+            Self::CloseController => f.write_str("CloseController"),
+            Self::ControllerRefused { code, message } => write!(f, "ControllerRefused({code:?}: {message})"),
+            Self::StateChanged => f.write_str("StateChanged"),
+        }
+    }
 }
 
 /// Why the relay closes a connection.

@@ -5,6 +5,8 @@ mod common;
 
 use common::mesh::Mesh;
 use common::*;
+use edgelink_relay::Registration;
+use edgelink_wire::control::{self, proto};
 use edgelink_wire::ping::Ping;
 use edgelink_wire::{Flags, FrameType};
 use proptest::prelude::*;
@@ -206,8 +208,63 @@ impl Model {
     }
 }
 
+/// Bytes, or right headers around arbitrary payloads, sometimes cut.
+fn garbage() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let types = prop_oneof![any::<u8>(), prop::sample::select(FrameType::ALL.map(FrameType::as_u8).to_vec())];
+    let framed = (prop::collection::vec((types, prop::collection::vec(any::<u8>(), 0..220)), 1..5), 0usize..3);
+    let framed = framed.prop_map(|(list, cut)| {
+        let mut message: Vec<u8> = list.iter().flat_map(|(ty, payload)| frame(*ty, payload)).collect();
+        message.truncate(message.len() - cut);
+        message
+    });
+    prop::collection::vec(prop_oneof![prop::collection::vec(any::<u8>(), 0..300), framed], 1..20)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Whatever comes over a link, before or after authentication, dialled or accepted, and from the controller: no
+    /// panic, nobody else notices, and the link is there again soon.
+    #[test]
+    fn arbitrary_bytes_from_relays_and_the_controller(messages in garbage(), kind in 0u8..4) {
+        let mut mesh = Mesh::linked(&[1, 2, 3]);
+        for (relay, node) in [(1, 10), (2, 11), (3, 12)] {
+            mesh.join(relay, node, 7);
+        }
+        mesh.locate(&[(10, 7, &[1]), (11, 7, &[2]), (12, 7, &[3])]);
+        let (now, token) = (mesh.now, String::new());
+        let stranger = mesh.relays.get_mut(&2).unwrap().connect_mesh(None, now).unwrap();
+        if kind == 3 {
+            let registration = Registration { token, register: Default::default() };
+            let relay = mesh.relays.get_mut(&2).unwrap();
+            relay.start_uplink(registration, now);
+            relay.controller_connected(now, &mut mesh.rng);
+            let accepted = proto::AuthResponse { server_id: 2, ..Default::default() };
+            relay.handle_controller(&control::encode(&accepted, Flags::NONE).unwrap(), now);
+        }
+        for message in &messages {
+            match kind {
+                0 => mesh.relays.get_mut(&2).unwrap().handle_message(stranger, message.clone().into(), now),
+                // Relay 2 accepted relay 1's link and dialled relay 3.
+                1 | 2 => {
+                    if let Some(link) = mesh.link(2, if kind == 1 { 1 } else { 3 }) {
+                        mesh.relays.get_mut(&2).unwrap().handle_message(link, message.clone().into(), now);
+                    }
+                }
+                _ => mesh.relays.get_mut(&2).unwrap().handle_controller(message, now),
+            }
+            mesh.run();
+        }
+        if kind < 3 {
+            mesh.pass(Duration::from_secs(5));
+            prop_assert_eq!(mesh.links().len(), 6);
+            mesh.received.clear();
+            for (from, src, to, dst) in [(1, 10, 2, 11), (3, 12, 2, 11), (1, 10, 3, 12)] {
+                mesh.say(from, src, &data(src, dst, 9));
+                prop_assert_eq!(mesh.got(to, dst), [data(src, dst, 9)]);
+            }
+        }
+    }
 
     #[test]
     fn no_loop_no_second_copy_no_other_network(

@@ -24,8 +24,7 @@ const COPY_BELOW: usize = 4 << 10;
 /// Messages that may wait on their way to the controller; beyond it the connection counts as lost.
 pub const TO_CONTROLLER: usize = 4_096;
 
-/// What the relay wants of its connection to the controller.
-#[derive(Debug)]
+/// What the relay wants of its connection to the controller. No `Debug`: a message may hold the server_token.
 pub enum UplinkEvent {
     /// Connect, and report the outcome.
     Dial,
@@ -36,7 +35,6 @@ pub enum UplinkEvent {
 }
 
 /// The relay of this process.
-#[derive(Debug)]
 pub struct RelayShell {
     relay: RefCell<Relay>,
     conns: RefCell<HashMap<ConnId, Rc<Handle>>>,

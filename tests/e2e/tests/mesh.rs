@@ -8,7 +8,7 @@ use std::{
 };
 
 use edgelink_e2e::{Net, NetOptions, Pinger, SOON, binary, raw::Door};
-use edgelink_testbed::{Host, Process, port, topology::TcpOnly};
+use edgelink_testbed::{Host, Process, port, topology::TcpOnly, wait};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -41,11 +41,8 @@ impl Relay {
     }
 
     fn wait_metric(&self, name: &str, wanted: u64) {
-        let began = Instant::now();
-        while self.metric(name) != wanted {
-            let said = || self.process().stderr();
-            assert!(began.elapsed() < SOON, "{name} is {}, not {wanted}:\n{}", self.metric(name), said());
-        }
+        let reached = wait::until(name, SOON, || (self.metric(name) == wanted).then_some(()));
+        assert!(reached.is_ok(), "{name} is {}, not {wanted}:\n{}", self.metric(name), self.process().stderr());
     }
 }
 
@@ -215,8 +212,10 @@ fn the_built_in_relay_is_one_of_the_mesh_over_tls() {
     net.set_controller_config(json!({ "builtin_relay": { "ca_file": dir.join("ca.pem") } }));
     net.start_controller().unwrap();
     relay.wait_line("linked with another relay", SOON).unwrap();
-    assert_eq!(net.metric("edgelink_relay_mesh_links").unwrap(), 1);
-    assert_eq!(net.metric("edgelink_servers_online").unwrap(), 2);
+    // The accepting side knows a moment before the dialling one.
+    for (name, wanted) in [("edgelink_relay_mesh_links", 1), ("edgelink_servers_online", 2)] {
+        wait::until(name, SOON, || (net.metric(name).unwrap() == wanted).then_some(())).unwrap();
+    }
     assert!(relay.terminate(SOON).unwrap().success());
 }
 
