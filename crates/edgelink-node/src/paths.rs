@@ -60,6 +60,7 @@ impl Node {
             }
         };
         let sending = paths.send(bytes, now.mono);
+        tracing::trace!(%peer, first = ?sending.first, second = ?sending.second, "plan");
         let hedging = paths.is_hedging();
         let new = state.note_data(now.mono);
         if new {

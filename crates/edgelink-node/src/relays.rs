@@ -32,6 +32,8 @@ pub(crate) struct Relay {
     last_received: Option<Instant>,
     ping_seq: u32,
     /// It is being asked, since then, whether it is alive.
+    /// The token that was shown: what the signature is about, even if a newer one has come meanwhile.
+    offered: String,
     checked_at: Option<Instant>,
     pub(crate) rtt: Option<Duration>,
     pub(crate) problem: Option<String>,
@@ -56,6 +58,7 @@ impl Relay {
             reassembler: Reassembler::with_limit(MESSAGE_LIMIT),
             last_received: None,
             ping_seq: 0,
+            offered: String::new(),
             checked_at: None,
             rtt: None,
             problem: None,
@@ -118,6 +121,7 @@ impl Node {
         relay.reassembler = Reassembler::with_limit(MESSAGE_LIMIT);
         relay.last_received = Some(now.mono);
         self.timers.set(Timer::Relay(id), now.mono + HANDSHAKE);
+        relay.offered = token.clone();
         let request = proto::AuthRequest {
             protocol_version: edgelink_wire::VERSION.into(),
             capabilities: self.config.capabilities,
@@ -244,7 +248,8 @@ impl Node {
             let reason = format!("dialled relay {id}, but relay {} answered", response.server_id);
             return self.drop_relay(id, link, &reason, now, rng);
         }
-        let message = challenge::relay_message(id, &self.relay_token(), &challenge);
+        let offered = self.relays.get(&id).map(|relay| relay.offered.clone()).unwrap_or_default();
+        let message = challenge::relay_message(id, &offered, &challenge);
         let request = proto::AuthRequest { signature: self.machine.sign(&message).to_vec(), ..Default::default() };
         if let Some(relay) = self.relays.get_mut(&id) {
             relay.phase = Phase::Proof;

@@ -407,6 +407,12 @@ impl PeerPaths {
 
     /// The first packet after a pause: what is known may be out of date.
     fn begin(&mut self, now: Instant) {
+        // What a relay said of a peer that was away says nothing after a pause: it may stand by again.
+        for path in self.paths.iter_mut().filter(|p| p.standing == Standing::Dead && !p.way.is_direct()) {
+            path.standing = Standing::Unproved;
+            path.misses = 0;
+            path.rejected = false;
+        }
         self.choose(now);
         self.hedge = Some(Hedge::new(Doubt::Unproved, now));
         self.find_standby();
@@ -482,15 +488,16 @@ impl PeerPaths {
         self.find_standby();
     }
 
-    /// The best other path that is not dead, on another first relay if there is one.
+    /// The best other path that is not dead, on another first relay if there is one. All direct paths end together when
+    /// the peer restarts or moves, so that a relay stands by for them.
     fn find_standby(&mut self) {
         let Some(current) = self.current() else {
             self.standby = None;
             return;
         };
-        let (id, relay) = (current.id, current.way.relay());
+        let (id, relay, direct) = (current.id, current.way.relay(), current.way.is_direct());
         let others = self.paths.iter().filter(|path| path.id != id && path.standing != Standing::Dead);
-        let shares = |path: &Path| relay.is_some() && path.way.relay() == relay;
+        let shares = |path: &Path| (direct && path.way.is_direct()) || (relay.is_some() && path.way.relay() == relay);
         self.standby = others.min_by_key(|path| (shares(path), self.rank(path))).map(|path| path.way);
     }
 
