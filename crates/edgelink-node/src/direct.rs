@@ -145,7 +145,13 @@ impl Node {
         self.discover(now);
         let peers: Vec<NodeId> = self.peers.iter().filter(|(_, p)| p.paths.is_some()).map(|(id, _)| id).collect();
         for id in peers {
+            let direct = &self.direct;
             if let Some(paths) = self.peers.get_mut(id).and_then(|p| p.paths.as_mut()) {
+                // A network that we have left: nobody waits for probes to find out.
+                paths.remove_direct(
+                    |way| matches!(way, Way::Udp { remote, lan: true, .. } if !direct.is_lan(remote)),
+                    now.mono,
+                );
                 paths.probe_all(now.mono);
                 self.arm_path(id);
             }

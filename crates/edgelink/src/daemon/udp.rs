@@ -210,7 +210,7 @@ pub(super) async fn watch_addresses(tunnel: Rc<Tunnel>) {
     }
 }
 
-/// Addresses of interfaces that are up, without loopback and the TUN itself.
+/// Addresses of interfaces that are up and have a carrier, without loopback and the TUN itself.
 fn local_addresses(tun: &str) -> Vec<IpNet> {
     let interfaces = match getifaddrs() {
         Ok(interfaces) => interfaces,
@@ -222,7 +222,7 @@ fn local_addresses(tun: &str) -> Vec<IpNet> {
     interfaces
         .filter(|entry| {
             entry.interface_name != tun
-                && entry.flags.contains(InterfaceFlags::IFF_UP)
+                && entry.flags.contains(InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING)
                 && !entry.flags.contains(InterfaceFlags::IFF_LOOPBACK)
         })
         .filter_map(|entry| {
