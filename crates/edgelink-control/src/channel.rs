@@ -5,6 +5,7 @@
 
 use crate::fanout::COALESCE;
 use crate::registry::is_member;
+use crate::signalling::Signalling;
 use crate::{ConnId, Control, Enrolled, Event, StoreOp, messages};
 use edgelink_auth::token::{AuthClaims, RelayClaims, new_jti};
 use edgelink_auth::{MachinePublic, SignedStatement, auth_key, challenge};
@@ -38,6 +39,7 @@ pub(crate) struct Conn {
     /// The next moment at which the connection needs attention.
     deadline: Instant,
     last_received: Instant,
+    pub(crate) signalling: Signalling,
 }
 
 pub(crate) enum State {
@@ -118,6 +120,7 @@ impl Control {
             reassembler: Reassembler::with_limit(UNAUTHENTICATED_LIMIT),
             deadline: now.mono + AUTH_TIMEOUT,
             last_received: now.mono,
+            signalling: Signalling::default(),
         };
         self.conns.insert(id, conn);
         id
@@ -307,7 +310,11 @@ impl Control {
             }
             // It was under way when the node lost its membership.
             (ControlMessage::Ack(_), State::Pending { .. }) => Ok(()),
-            // Endpoints, latencies and P2P signalling belong to later stages of the protocol: taken, not yet used.
+            (message @ (ControlMessage::P2pInit(_) | ControlMessage::P2pEndpoint(_)), State::Ready(_)) => {
+                self.forward_signal(id, message, now);
+                Ok(())
+            }
+            // Latencies and the state of direct paths belong to later stages of the protocol: taken, not yet used.
             (
                 ControlMessage::LatencyReport(_)
                 | ControlMessage::P2pInit(_)

@@ -14,6 +14,7 @@ mod channel;
 mod fanout;
 mod messages;
 mod registry;
+mod signalling;
 
 use channel::Conn;
 use edgelink_auth::token::Issuer;
