@@ -5,6 +5,7 @@
 
 use crate::fanout::COALESCE;
 use crate::registry::is_member;
+use crate::signalling::Signalling;
 use crate::timers::Timers;
 use crate::{ConnId, Control, Enrolled, Event, StoreOp, messages};
 use edgelink_auth::token::{AuthClaims, RelayClaims, new_jti};
@@ -44,6 +45,7 @@ pub(crate) struct Conn {
     deadline: Instant,
     armed: Option<Instant>,
     last_received: Instant,
+    pub(crate) signalling: Signalling,
 }
 
 pub(crate) enum State {
@@ -122,6 +124,7 @@ impl Control {
             deadline: now.mono + AUTH_TIMEOUT,
             armed: None,
             last_received: now.mono,
+            signalling: Signalling::default(),
         };
         conn.schedule(&mut self.timers);
         self.conns.insert(id, conn);
@@ -345,7 +348,11 @@ impl Control {
                 Ok(())
             }
             (ControlMessage::LatencyReport(_), State::Pending { .. }) => Ok(()),
-            // Endpoints and P2P signalling belong to later stages of the protocol: taken, not yet used.
+            (message @ (ControlMessage::P2pInit(_) | ControlMessage::P2pEndpoint(_)), State::Ready(_)) => {
+                self.forward_signal(id, message, now);
+                Ok(())
+            }
+            // The state of direct paths belongs to later stages of the protocol: taken, not yet used.
             (
                 ControlMessage::P2pInit(_)
                 | ControlMessage::P2pEndpoint(_)

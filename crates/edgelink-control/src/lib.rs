@@ -19,6 +19,7 @@ mod paths;
 mod registry;
 mod server_messages;
 mod servers;
+mod signalling;
 mod timers;
 
 use channel::Conn;

@@ -559,6 +559,48 @@ fn withdrawn_authorization_and_deletion_reach_the_node_and_its_peers() {
 }
 
 #[test]
+fn p2p_signalling_goes_from_member_to_member_of_one_network() {
+    let (a, b, stranger) = (Client::new(1), Client::new(2), Client::new(3));
+    let foreign = NodeRecord { network_id: NetworkId(2), ..stranger.record(102, true) };
+    let mut world = World::new(vec![a.record(100, true), b.record(101, true), foreign]);
+    let (at_a, _) = world.join(&a, NodeId(100), 1);
+    let (at_b, _) = world.join(&b, NodeId(101), 1);
+    let at_stranger = world.connect();
+    world.authenticate(at_stranger, &stranger);
+    world.advance(Duration::from_secs(1));
+    world.events();
+    let endpoint = proto::Endpoint { kind: 2, ip: vec![203, 0, 113, 5], port: 4000, priority: 2 };
+    let told = |node_id, count| {
+        let endpoints = vec![endpoint.clone(); count];
+        ControlMessage::P2pEndpoint(proto::P2pEndpoint { node_id, endpoints, attempt: 1, ..Default::default() })
+    };
+    let init = |node_id| ControlMessage::P2pInit(proto::P2pInit { node_id, attempt: 1 });
+    world.send(at_a, &message(init(101)));
+    world.send(at_a, &message(told(101, 1)));
+    assert_eq!(
+        world.events(),
+        [Seen::Sent(at_b, init(100)), Seen::Sent(at_b, told(100, 1))],
+        "the sender's id in its place"
+    );
+    world.send(at_a, &message(told(101, 1000)));
+    assert_eq!(world.events(), [Seen::Sent(at_b, told(100, 32))], "no more than anybody needs");
+    // Another network's node, nobody, oneself.
+    for to in [102, 999, 100] {
+        world.send(at_a, &message(told(to, 1)));
+    }
+    world.send(at_stranger, &message(told(101, 1)));
+    assert_eq!(world.events(), []);
+    // A flood loses what is too much, and recovers.
+    for _ in 0..1000 {
+        world.send(at_a, &message(init(101)));
+    }
+    assert!(world.events().len() <= 32);
+    world.elapsed += Duration::from_secs(1);
+    world.send(at_a, &message(init(101)));
+    assert_eq!(world.events(), [Seen::Sent(at_b, init(100))]);
+}
+
+#[test]
 fn networks_do_not_see_each_other() {
     let (a, b) = (Client::new(1), Client::new(2));
     let mut other = b.record(2, true);

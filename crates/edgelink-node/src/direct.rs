@@ -7,8 +7,7 @@ use crate::udp::{Transmit, UdpQueue};
 use crate::{Drop, Event, Node};
 use edgelink_model::{NodeId, Now, ServerId};
 use edgelink_path::{
-    Budget, Endpoint, EndpointKind, KEEPALIVE, MAX_ENDPOINTS, NatDiscovery, NatName, Proof, PunchProbe, PunchState,
-    SocketId, StunServer, Way, usable,
+    Budget, KEEPALIVE, MAX_ENDPOINTS, NatDiscovery, NatName, Proof, PunchProbe, PunchState, SocketId, StunServer, Way,
 };
 use edgelink_wire::control::{ControlMessage, proto};
 use edgelink_wire::keepalive::Keepalive;
@@ -16,19 +15,12 @@ use edgelink_wire::probe::{self, Probe};
 use edgelink_wire::udp::{Datagram, Dropped, demux};
 use edgelink_wire::{Flags, FrameType, HEADER_LEN, data};
 use ipnet::IpNet;
-use prost::Message as _;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// A mapping that was seen this recently is still there.
-const FRESH: Duration = Duration::from_secs(20);
 /// Discovery is tried again after this while no server answers.
 const BLOCKED_RETRY: Duration = Duration::from_secs(60);
-/// What follows the fixed part of a P2P_PING: nothing, zeros, or this and a P2P_ENDPOINT message.
-const ENDPOINTS_TAG: u8 = 1;
-/// In P2P_ENDPOINT's `nat_mapping`: this node does not want direct paths.
-const DISABLED: &str = "disabled";
 /// The most addresses of interfaces that are looked at.
 const MAX_LOCAL: usize = 64;
 
@@ -57,19 +49,19 @@ impl Default for P2pConfig {
 /// The node's side of all direct paths.
 #[derive(Debug)]
 pub(crate) struct Direct {
-    socket: Option<SocketId>,
+    pub(crate) socket: Option<SocketId>,
     /// Its port, once it is open.
-    port: Option<u16>,
-    next_socket: u32,
+    pub(crate) port: Option<u16>,
+    pub(crate) next_socket: u32,
     /// Why there is no socket.
-    problem: Option<String>,
-    local: Vec<IpNet>,
-    mappings: Vec<SocketAddr>,
-    observed: BTreeMap<ServerId, IpAddr>,
-    nat: NatDiscovery,
-    budget: Budget,
+    pub(crate) problem: Option<String>,
+    pub(crate) local: Vec<IpNet>,
+    pub(crate) mappings: Vec<SocketAddr>,
+    pub(crate) observed: BTreeMap<ServerId, IpAddr>,
+    pub(crate) nat: NatDiscovery,
+    pub(crate) budget: Budget,
     pub(crate) queue: UdpQueue,
-    keepalives: u32,
+    pub(crate) keepalives: u32,
 }
 
 impl Direct {
@@ -90,11 +82,11 @@ impl Direct {
     }
 
     /// The open socket.
-    fn sockets(&self) -> Vec<SocketId> {
+    pub(crate) fn sockets(&self) -> Vec<SocketId> {
         self.socket.filter(|_| self.port.is_some()).into_iter().collect()
     }
 
-    fn is_own(&self, address: SocketAddr) -> bool {
+    pub(crate) fn is_own(&self, address: SocketAddr) -> bool {
         Some(address.port()) == self.port && self.local.iter().any(|net| net.addr() == address.ip())
     }
 
@@ -145,7 +137,13 @@ impl Node {
         self.discover(now);
         let peers: Vec<NodeId> = self.peers.iter().filter(|(_, p)| p.paths.is_some()).map(|(id, _)| id).collect();
         for id in peers {
+            let direct = &self.direct;
             if let Some(paths) = self.peers.get_mut(id).and_then(|p| p.paths.as_mut()) {
+                // A network that we have left: nobody waits for probes to find out.
+                paths.remove_direct(
+                    |way| matches!(way, Way::Udp { remote, lan: true, .. } if !direct.is_lan(remote)),
+                    now.mono,
+                );
                 paths.probe_all(now.mono);
                 self.arm_path(id);
             }
@@ -303,33 +301,6 @@ impl Node {
         };
     }
 
-    /// Our endpoints, best first.
-    fn endpoints(&self) -> Vec<Endpoint> {
-        let Some(port) = self.direct.port else { return Vec::new() };
-        let overlay = self.overlay();
-        let of = |kind, address| Endpoint { kind, address };
-        let lan = self.direct.local.iter().map(|net| of(EndpointKind::Lan, SocketAddr::new(net.addr(), port)));
-        let stun = self.direct.nat.mapped().into_iter().map(|address| of(EndpointKind::Stun, address));
-        let upnp = self.direct.mappings.iter().map(|address| of(EndpointKind::Upnp, *address));
-        let seen =
-            self.direct.observed.values().map(|address| of(EndpointKind::Relay, SocketAddr::new(*address, port)));
-        let mut endpoints: Vec<Endpoint> = Vec::new();
-        for endpoint in lan.chain(stun).chain(upnp).chain(seen) {
-            let known = endpoints.iter().any(|other| other.address == endpoint.address);
-            if !known && usable(endpoint.address, &overlay) {
-                endpoints.push(endpoint);
-            }
-        }
-        endpoints.sort_by_key(|endpoint| endpoint.kind.priority());
-        endpoints.truncate(MAX_ENDPOINTS);
-        endpoints
-    }
-
-    /// Addresses that lie inside the tunnel: a path through itself would be none.
-    fn overlay(&self) -> Vec<IpNet> {
-        self.network.as_ref().map(|network| network.subnets.clone()).unwrap_or_default()
-    }
-
     /// There is traffic with a peer: look for a direct path, unless there is one or it has been tried in vain lately.
     pub(crate) fn want_direct(&mut self, id: NodeId, now: Now) {
         if !self.config.p2p.enabled || self.direct.port.is_none() {
@@ -475,144 +446,6 @@ impl Node {
                 self.timers.set_earlier(Timer::Punch(id), now.mono);
             }
         }
-    }
-
-    /// A mapping is known or has changed: peers that are being looked for get it.
-    fn endpoints_changed(&mut self, now: Now) {
-        let searching = |state| matches!(state, PunchState::Trying(_) | PunchState::Waiting(_));
-        let searched: Vec<NodeId> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.punch.as_ref().is_some_and(|punch| searching(punch.state())))
-            .map(|(id, _)| id)
-            .collect();
-        for id in searched {
-            self.tell_endpoints(id, false, now);
-        }
-    }
-
-    /// Tells a peer our endpoints: through the controller (specification §6.3); sealed through a relay when that is
-    /// away, or when the peer has come to us that way.
-    fn tell_endpoints(&mut self, id: NodeId, ask: bool, now: Now) {
-        let stale = self.direct.nat.answered_at().is_none_or(|at| now.mono.saturating_duration_since(at) > FRESH);
-        if stale && self.direct.port.is_some() {
-            self.direct.nat.refresh();
-            self.timers.set_earlier(Timer::Stun, now.mono);
-        }
-        let message = self.endpoint_message(id, ask);
-        if let Some(link) = self.control_link() {
-            if ask {
-                let init = proto::P2pInit { node_id: id.0, attempt: message.attempt };
-                self.send_message(link, ControlMessage::P2pInit(init));
-            }
-            self.send_message(link, ControlMessage::P2pEndpoint(message.clone()));
-        }
-        self.seal_endpoints(id, &message, now);
-    }
-
-    fn endpoint_message(&self, id: NodeId, ask: bool) -> proto::P2pEndpoint {
-        let endpoint = |endpoint: Endpoint| proto::Endpoint {
-            kind: match endpoint.kind {
-                EndpointKind::Lan => proto::endpoint::Kind::Lan,
-                EndpointKind::Stun => proto::endpoint::Kind::Stun,
-                EndpointKind::Upnp => proto::endpoint::Kind::Upnp,
-                EndpointKind::Relay => proto::endpoint::Kind::Relay,
-            }
-            .into(),
-            ip: match endpoint.address.ip() {
-                IpAddr::V4(v4) => v4.octets().to_vec(),
-                IpAddr::V6(v6) => v6.octets().to_vec(),
-            },
-            port: endpoint.address.port().into(),
-            priority: endpoint.kind.priority().into(),
-        };
-        let (mapping, filtering) = self.direct.nat.behaviour(|address| self.direct.is_own(address));
-        let enabled = self.config.p2p.enabled;
-        proto::P2pEndpoint {
-            node_id: id.0,
-            endpoints: self.endpoints().into_iter().map(endpoint).collect(),
-            attempt: u32::from(ask),
-            nat_mapping: if enabled { mapping.name() } else { DISABLED }.to_owned(),
-            nat_filtering: filtering.name().to_owned(),
-        }
-    }
-
-    /// As room after the fixed part of a P2P_PING through a relay: sealed end to end, and older nodes ignore it.
-    fn seal_endpoints(&mut self, id: NodeId, message: &proto::P2pEndpoint, now: Now) {
-        let probe = Probe { path: 0, sent_us: self.probe_time(now) }.encode();
-        let body = message.encode_to_vec();
-        let Some(relay) = self.relay_way(id) else { return };
-        let plan = crate::paths::Plan { first: relay, second: None, hedging: false };
-        let parts: [&[u8]; 3] = [&probe, &[ENDPOINTS_TAG], &body];
-        if let Err(reason) = self.send_sealed(id, FrameType::P2pPing, Flags::default(), &parts, plan, now) {
-            tracing::trace!(peer = %id, ?reason, "endpoints not told");
-        }
-    }
-
-    /// Endpoints inside an authenticated P2P_PING.
-    pub(crate) fn handle_sealed_endpoints(&mut self, from: NodeId, plaintext: &[u8], now: Now) {
-        let Some((&ENDPOINTS_TAG, body)) = plaintext.get(probe::LEN..).and_then(|rest| rest.split_first()) else {
-            return;
-        };
-        match proto::P2pEndpoint::decode(body) {
-            Ok(message) => self.handle_endpoints(from, &message, now),
-            Err(_) => self.drops.count(Drop::Malformed),
-        }
-    }
-
-    /// A peer tells its endpoints (`attempt` 1: and asks for ours).
-    pub(crate) fn handle_endpoints(&mut self, from: NodeId, message: &proto::P2pEndpoint, now: Now) {
-        if self.peers.get(from).is_none() || !self.sessions.as_ref().is_some_and(|s| s.has_peer(from)) {
-            return;
-        }
-        if message.attempt == 1 {
-            let answer = self.endpoint_message(from, false);
-            let due = |peer: &mut crate::peers::Peer| peer.may_answer(now.mono);
-            if self.peers.get_mut(from).is_some_and(due) {
-                if let Some(link) = self.control_link() {
-                    self.send_message(link, ControlMessage::P2pEndpoint(answer.clone()));
-                }
-                self.seal_endpoints(from, &answer, now);
-            }
-        }
-        let overlay = self.overlay();
-        let mut candidates: Vec<(u32, SocketAddr)> = Vec::new();
-        for endpoint in message.endpoints.iter().take(8 * MAX_ENDPOINTS) {
-            let (Some(ip), Ok(port)) = (ip(&endpoint.ip), u16::try_from(endpoint.port)) else { continue };
-            let address = SocketAddr::new(ip.to_canonical(), port);
-            let known = candidates.iter().any(|(_, other)| *other == address);
-            if !known && usable(address, &overlay) && !self.direct.is_own(address) {
-                candidates.push((endpoint.priority, address));
-            }
-        }
-        candidates.sort_by_key(|(priority, _)| *priority);
-        candidates.truncate(MAX_ENDPOINTS);
-        let delay = self.half_way(from);
-        let sockets = self.direct.sockets();
-        let Some(peer) = self.peers.get_mut(from) else { return };
-        peer.refuses_direct = message.nat_mapping == DISABLED;
-        peer.is_symmetric = matches!(message.nat_mapping.as_str(), "address_dependent" | "address_and_port_dependent");
-        if sockets.is_empty() || candidates.is_empty() {
-            return;
-        }
-        // Whoever asked begins when our answer arrives.
-        let delay = if message.attempt == 1 { delay } else { Duration::ZERO };
-        let candidates = candidates.into_iter().map(|(_, address)| address).collect();
-        let has_direct = peer.paths.as_ref().is_some_and(|paths| paths.has_direct());
-        let punch = peer.punch.get_or_insert_default();
-        if has_direct && punch.state() == PunchState::Idle {
-            punch.done();
-        }
-        punch.set_candidates(candidates, &sockets, delay, now.mono);
-        self.timers.set_earlier(Timer::Punch(from), now.mono);
-    }
-
-    /// How long our words take to a peer, roughly.
-    fn half_way(&self, id: NodeId) -> Duration {
-        let Some(peer) = self.peers.get(id) else { return Duration::ZERO };
-        let measured = self.path_view(peer).and_then(|view| view.rtt);
-        let relay = || self.relays.values().filter_map(|relay| relay.rtt).min().map(|rtt| rtt * 2);
-        (measured.or_else(relay).unwrap_or_default() / 2).min(Duration::from_millis(500))
     }
 
     /// P2P_STATUS: whether we reach a peer directly, and why not.

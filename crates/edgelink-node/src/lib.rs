@@ -18,6 +18,7 @@ mod control;
 mod data;
 mod direct;
 mod drops;
+mod endpoints;
 mod latency;
 mod link;
 mod paths;

@@ -239,9 +239,14 @@ impl PeerPaths {
         self.paths.iter().any(|path| path.way.is_direct() && path.standing != Standing::Dead)
     }
 
-    /// Probes every path now: something has changed on our side, such as an address.
+    /// Something has changed on our side, such as an address: every path is probed now, and packets are doubled until
+    /// the one in use has proved itself again.
     pub fn probe_all(&mut self, now: Instant) {
         self.paths.iter_mut().for_each(|path| path.last_probe = None);
+        if self.hedge.is_none_or(|hedge| hedge.doubt == Doubt::Unproved) {
+            self.hedge = Some(Hedge::new(Doubt::Unproved, now));
+            self.find_standby();
+        }
         self.reschedule(now);
     }
 

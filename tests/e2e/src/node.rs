@@ -207,8 +207,7 @@ impl Node {
     ///
     /// As [`Self::wait_status`].
     pub fn wait_peer(&self, name: &str) -> Result<Status> {
-        let reachable =
-            |peer: &Peer| peer.name == name && peer.online && peer.path.kind != PathKind::None && peer.reason.is_none();
+        let reachable = |peer: &Peer| peer.name == name && peer.online && peer.path.kind != PathKind::None;
         self.wait_status(&format!("peer {name}"), crate::SOON, |status| status.peers.iter().any(reachable))
     }
 

@@ -109,7 +109,9 @@ fn status_in_json_keeps_its_contract() {
     let [peer] = &status["peers"].as_array().unwrap()[..] else { panic!("one peer: {status}") };
     has(peer, &["node_id", "name", "addresses", "online", "path", "reason", "last_rx_ms", "rx_bytes", "tx_bytes"]);
     has(&peer["path"], &["kind", "relay_id", "via_relay_id", "endpoint", "rtt_ms"]);
-    assert_eq!((&peer["name"], &peer["online"], &peer["reason"]), (&"b".into(), &true.into(), &Value::Null));
+    assert_eq!((&peer["name"], &peer["online"]), (&"b".into(), &true.into()));
+    // Why it is relayed, once that is known.
+    assert!(peer["reason"].is_null() || peer["reason"].is_string(), "{peer}");
     assert_eq!(peer["addresses"][0], at_b.to_string());
     assert_eq!((&peer["path"]["kind"], &peer["path"]["relay_id"]), (&"relay".into(), &relay["id"]));
     assert!(peer["rx_bytes"].as_u64().unwrap() >= 84 && peer["tx_bytes"].as_u64().unwrap() >= 84, "{peer}");

@@ -4,6 +4,7 @@ mod links;
 mod local;
 mod state;
 mod tunnel;
+mod udp;
 
 use crate::cli::RunArgs;
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -225,7 +226,12 @@ impl Daemon {
             psk: None,
             capabilities: if tun.offload() { capabilities::SUPER_PACKETS } else { 0 },
             paths: PathSettings { latency_report: self.config.relay.latency_report_interval_seconds.duration() },
-            p2p: P2pConfig::default(),
+            p2p: P2pConfig {
+                enabled: self.config.p2p.enabled,
+                keepalive: self.config.p2p.keepalive_interval_seconds.duration(),
+                mtu: self.config.tun.mtu,
+                ..P2pConfig::default()
+            },
         };
         let config = TunnelConfig { node, controller: url.to_string(), dialer, tun };
         let tunnel = Tunnel::start(config, self.state.machine_key()?, Arc::clone(&self.state))?;

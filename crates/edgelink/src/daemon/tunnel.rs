@@ -4,12 +4,13 @@
 //! channel: the TUN task seals straight into a link's batch, a link's reader opens in place and writes to the TUN.
 
 use super::state::StateDir;
+use super::udp::{self, UdpHandle};
 use super::{links, now, os_rng};
 use anyhow::{Context as _, Result};
 use edgelink_api::local::Status;
 use edgelink_auth::MachineKey;
 use edgelink_model::Now;
-use edgelink_node::{Event, Interface, LinkId, Node, NodeConfig, PersistedState, PingId, Target};
+use edgelink_node::{Event, Interface, LinkId, Node, NodeConfig, PersistedState, PingId, SocketId, Target};
 use edgelink_os::net::Netlink;
 use edgelink_os::tun::{READ_BUFFER_LEN, Tun, TunConfig};
 use edgelink_wire::virtio::{self, VirtioHeader};
@@ -62,6 +63,7 @@ pub(crate) struct Tunnel {
     unsaved: RefCell<Option<(u64, Box<PersistedState>)>>,
     save: Notify,
     pub(super) links: RefCell<HashMap<LinkId, LinkHandle>>,
+    udp: RefCell<Option<UdpHandle>>,
     /// The timer task sleeps until this deadline.
     armed: Cell<Option<Instant>>,
     rearm: Notify,
@@ -98,6 +100,7 @@ impl Tunnel {
             unsaved: RefCell::new(None),
             save: Notify::new(),
             links: RefCell::default(),
+            udp: RefCell::default(),
             armed: Cell::new(None),
             rearm: Notify::new(),
             drained: Notify::new(),
@@ -112,6 +115,7 @@ impl Tunnel {
         tasks.spawn_local(Rc::clone(&this).run_tun());
         tasks.spawn_local(Rc::clone(&this).run_saving());
         tasks.spawn_local(Rc::clone(&this).run_interface());
+        tasks.spawn_local(udp::watch_addresses(Rc::clone(&this)));
         // Links join the set later, so it must be in place before the first event is handled.
         *this.tasks.borrow_mut() = tasks;
         this.pump();
@@ -123,6 +127,7 @@ impl Tunnel {
         let mut tasks = std::mem::take(&mut *self.tasks.borrow_mut());
         tasks.shutdown().await;
         self.links.borrow_mut().clear();
+        self.udp.borrow_mut().take();
         if let Some((number, state)) = self.unsaved.take() {
             log_saved(self.state.save_node_state(&self.controller, number, &state));
         }
@@ -198,8 +203,15 @@ impl Tunnel {
                 self.interface.send_replace(Some(Interface::default()));
             }
             Event::Persist(state) => self.persist(state),
-            // Direct paths are off.
-            Event::OpenSocket { .. } | Event::CloseSocket { .. } | Event::Datagrams => {}
+            Event::OpenSocket { socket, port } => self.open_socket(socket, port),
+            Event::CloseSocket { socket } => {
+                self.udp.borrow_mut().take_if(|udp| udp.id == socket);
+            }
+            Event::Datagrams => {
+                if let Some(udp) = &*self.udp.borrow() {
+                    udp.writable.notify_one();
+                }
+            }
             Event::Pong { ping, rtt, .. } => {
                 if let Some(waiter) = self.pings.borrow_mut().remove(&ping) {
                     // Nobody waits any more: the command was interrupted.
@@ -231,6 +243,18 @@ impl Tunnel {
             let saved =
                 tokio::task::spawn_blocking(move || directory.save_node_state(&controller, number, &state)).await;
             log_saved(saved.unwrap_or_else(|panic| Err(panic.into())));
+        }
+    }
+
+    fn open_socket(self: &Rc<Self>, socket: SocketId, port: u16) {
+        // The former one goes first: it may hold the port.
+        self.udp.borrow_mut().take();
+        match udp::open(self, socket, port) {
+            Ok((handle, port)) => {
+                *self.udp.borrow_mut() = Some(handle);
+                self.node.borrow_mut().socket_opened(socket, port, now());
+            }
+            Err(error) => self.node.borrow_mut().socket_failed(socket, &format!("{error:#}"), now()),
         }
     }
 

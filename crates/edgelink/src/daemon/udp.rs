@@ -1,0 +1,282 @@
+//! The UDP socket of direct paths, and the addresses of this host.
+//!
+//! One dual-stack socket with the kernel's segmentation offloads where it has them; the kernel never fragments
+//! (`IP_PMTUDISC_PROBE`), because a path is used only after a full-size probe has passed it.
+
+use super::now;
+use super::tunnel::Tunnel;
+use anyhow::{Context as _, Result};
+use edgelink_node::{Drop as DropReason, SocketId, Transmit};
+use ipnet::IpNet;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, socket};
+use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io::{ErrorKind, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::net::{UdpSocket, UnixDatagram};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+/// What is asked of the kernel for bursts; it gives what it allows.
+const SOCKET_BUFFER: usize = 2 << 20;
+/// Buffers of one read, each large enough for a run that the kernel has gathered.
+const READ_BUFFERS: usize = 8;
+const READ_BUFFER: usize = 64 << 10;
+/// Changes of addresses come in bursts.
+const SETTLE: Duration = Duration::from_millis(200);
+/// Groups of `rtnetlink(7)`: links, IPv4 and IPv6 addresses.
+const ADDRESS_GROUPS: u32 = 0x1 | 0x10 | 0x100;
+
+/// The open socket, as the tunnel knows it.
+pub(super) struct UdpHandle {
+    pub(super) id: SocketId,
+    /// There is something to send.
+    pub(super) writable: Rc<Notify>,
+    tasks: [AbortHandle; 2],
+}
+
+impl Drop for UdpHandle {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+struct Shared {
+    id: SocketId,
+    socket: UdpSocket,
+    state: UdpSocketState,
+    ipv6: bool,
+}
+
+/// Binds the socket and starts its tasks; returns its port too.
+pub(super) fn open(tunnel: &Rc<Tunnel>, id: SocketId, port: u16) -> Result<(UdpHandle, u16)> {
+    let (socket, ipv6) = bind_udp(port)?;
+    let state = UdpSocketState::new(UdpSockRef::from(&socket)).context("cannot set up the UDP socket")?;
+    for (what, outcome) in [
+        ("receive", state.set_recv_buffer_size(UdpSockRef::from(&socket), SOCKET_BUFFER)),
+        ("send", state.set_send_buffer_size(UdpSockRef::from(&socket), SOCKET_BUFFER)),
+    ] {
+        if let Err(error) = outcome {
+            tracing::debug!(%error, what, "socket buffer not enlarged");
+        }
+    }
+    let socket = UdpSocket::from_std(socket.into()).context("cannot watch the UDP socket")?;
+    let port = socket.local_addr().context("the UDP socket has no address")?.port();
+    let shared = Rc::new(Shared { id, socket, state, ipv6 });
+    let writable = Rc::new(Notify::new());
+    let mut tasks = tunnel.tasks.borrow_mut();
+    let tasks = [
+        tasks.spawn_local(read(Rc::clone(tunnel), Rc::clone(&shared))),
+        tasks.spawn_local(write(Rc::clone(tunnel), shared, Rc::clone(&writable))),
+    ];
+    Ok((UdpHandle { id, writable, tasks }, port))
+}
+
+/// Dual stack where there is IPv6; the wanted port where it is free.
+fn bind_udp(port: u16) -> Result<(Socket, bool)> {
+    let attempt = |domain: Domain, address: IpAddr, port: u16| -> std::io::Result<Socket> {
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        if domain == Domain::IPV6 {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&SocketAddr::new(address, port).into())?;
+        Ok(socket)
+    };
+    let (v4, v6) = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    attempt(Domain::IPV6, v6, port)
+        .or_else(|_| attempt(Domain::IPV6, v6, 0))
+        .map(|socket| (socket, true))
+        .or_else(|_| attempt(Domain::IPV4, v4, port).or_else(|_| attempt(Domain::IPV4, v4, 0)).map(|s| (s, false)))
+        .context("cannot bind a UDP socket")
+}
+
+/// Socket → core → TUN.
+async fn read(tunnel: Rc<Tunnel>, shared: Rc<Shared>) {
+    let mut buffers = vec![vec![0u8; READ_BUFFER]; READ_BUFFERS];
+    let mut meta = [RecvMeta::default(); READ_BUFFERS];
+    loop {
+        if let Err(error) = shared.socket.readable().await {
+            tracing::error!(%error, "the UDP socket cannot be read any more");
+            return;
+        }
+        let received = {
+            let mut slices: Vec<IoSliceMut<'_>> = buffers.iter_mut().map(|b| IoSliceMut::new(b)).collect();
+            shared.socket.try_io(Interest::READABLE, || {
+                shared.state.recv(UdpSockRef::from(&shared.socket), &mut slices, &mut meta)
+            })
+        };
+        let count = match received {
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            // What a former datagram met on its way: the probes find out.
+            Err(error) => {
+                tracing::trace!(%error, "UDP receive");
+                continue;
+            }
+        };
+        let at = now();
+        for (buffer, meta) in buffers.iter_mut().zip(&meta).take(count) {
+            let bytes = buffer.get_mut(..meta.len).unwrap_or_default();
+            for datagram in bytes.chunks_mut(meta.stride.max(1)) {
+                let mut refused = 0;
+                let mut node = tunnel.node.borrow_mut();
+                node.handle_datagram(shared.id, meta.addr, datagram, at, &mut |header, packet| {
+                    refused += u32::from(!tunnel.write_tun(header, packet));
+                });
+                (0..refused).for_each(|_| node.count_drop(DropReason::TunWrite));
+            }
+        }
+        tunnel.pump();
+        // Others have packets too.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Core → socket.
+async fn write(tunnel: Rc<Tunnel>, shared: Rc<Shared>, writable: Rc<Notify>) {
+    loop {
+        writable.notified().await;
+        loop {
+            let transmit = tunnel.node.borrow_mut().poll_datagram();
+            let Some(transmit) = transmit else { break };
+            if transmit.socket == shared.id {
+                send(&shared, &transmit).await;
+            }
+            tunnel.drained.notify_one();
+        }
+        tunnel.drained.notify_one();
+    }
+}
+
+async fn send(shared: &Shared, transmit: &Transmit) {
+    let destination = match transmit.to {
+        SocketAddr::V4(v4) if shared.ipv6 => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+        to => to,
+    };
+    let run = transmit.segment * shared.state.max_gso_segments().max(1);
+    for contents in transmit.bytes.chunks(run.max(1)) {
+        let part = quinn_udp::Transmit {
+            destination,
+            ecn: None,
+            contents,
+            segment_size: (contents.len() > transmit.segment).then_some(transmit.segment),
+            src_ip: None,
+        };
+        loop {
+            let sent = shared
+                .socket
+                .try_io(Interest::WRITABLE, || shared.state.try_send(UdpSockRef::from(&shared.socket), &part));
+            match sent {
+                Ok(()) => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if shared.socket.writable().await.is_err() {
+                        return;
+                    }
+                }
+                // No route, no such network, too large for an interface: the probes find out.
+                Err(error) => {
+                    tracing::trace!(%error, "UDP send");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Tells the core the host's addresses, now and whenever they change.
+pub(super) async fn watch_addresses(tunnel: Rc<Tunnel>) {
+    let watch = match open_watch() {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            tracing::warn!(error = format!("{error:#}"), "changes of addresses are not noticed");
+            None
+        }
+    };
+    loop {
+        let addresses = local_addresses(tunnel.tun.name());
+        tunnel.feed(|node, now| node.set_local_addresses(&addresses, now));
+        let Some(watch) = &watch else { return };
+        if changed(watch).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(SETTLE).await;
+    }
+}
+
+/// Addresses of interfaces that are up and have a carrier, without loopback and the TUN itself.
+fn local_addresses(tun: &str) -> Vec<IpNet> {
+    let interfaces = match getifaddrs() {
+        Ok(interfaces) => interfaces,
+        Err(error) => {
+            tracing::warn!(%error, "cannot list the addresses of this host");
+            return Vec::new();
+        }
+    };
+    interfaces
+        .filter(|entry| {
+            entry.interface_name != tun
+                && entry.flags.contains(InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING)
+                && !entry.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+        })
+        .filter_map(|entry| {
+            let (address, mask) = (ip_of(entry.address?)?, ip_of(entry.netmask?)?);
+            IpNet::with_netmask(address, mask).ok()
+        })
+        .collect()
+}
+
+fn ip_of(address: SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+}
+
+/// The netlink socket in the clothes of a datagram socket: reading is the same system call for both.
+fn open_watch() -> Result<UnixDatagram> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, ADDRESS_GROUPS))?;
+    Ok(UnixDatagram::from_std(fd.into())?)
+}
+
+/// Waits for messages and throws them away: what matters is that there were some.
+async fn changed(watch: &UnixDatagram) -> std::io::Result<()> {
+    let mut buffer = [0u8; 8 << 10];
+    watch.readable().await?;
+    loop {
+        match watch.try_recv(&mut buffer) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            // Lost messages are changes too.
+            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_no_obstacle() {
+        let (first, v6) = bind_udp(0).unwrap();
+        let port = first.local_addr().unwrap().as_socket().unwrap().port();
+        let (second, _) = bind_udp(port).unwrap();
+        let other = second.local_addr().unwrap().as_socket().unwrap().port();
+        assert!(port != 0 && other != 0 && other != port);
+        assert_eq!(v6, first.local_addr().unwrap().is_ipv6());
+    }
+
+    #[test]
+    fn loopback_is_no_address_to_be_reached_at() {
+        assert!(local_addresses("wss-mesh0").iter().all(|net| !net.addr().is_loopback()));
+    }
+}
