@@ -32,7 +32,7 @@ macro_rules! targets {
     };
 }
 
-targets! { wire control session stun virtio config tokens relay node }
+targets! { wire control session stun virtio config tokens relay node sim }
 
 #[test]
 fn the_corpus_is_small_and_belongs_to_targets() {

@@ -27,6 +27,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// Networks are small: what goes wrong among five goes wrong among fifty.
 const MAX_NODES: usize = 10;
 const MAX_RELAYS: usize = 5;
+/// Steps of one scenario.
+const MAX_STEPS: usize = 13;
 
 /// A whole run: the same scenario has the same outcome, bit for bit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,6 +196,18 @@ impl Scenario {
     pub fn generate(seed: u64) -> Self {
         tree(seed).current()
     }
+
+    /// The scenario that these bytes choose, for fuzzing: eight bytes for the beginning and eight for each step, so that
+    /// a change of some bytes changes one step.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let mut chunks = bytes.chunks(8).map(|chunk| {
+            let mut word = [0; 8];
+            word.iter_mut().zip(chunk).for_each(|(place, byte)| *place = *byte);
+            u64::from_be_bytes(word)
+        });
+        let setup = draw(setups(), chunks.next().unwrap_or_default());
+        Self { seed: 1, setup, steps: chunks.take(MAX_STEPS).map(|seed| draw(steps(), seed)).collect() }
+    }
 }
 
 /// Plays a scenario.
@@ -228,19 +242,29 @@ pub fn shrink(seed: u64, mut runs: u32) -> Option<Box<Failure>> {
 }
 
 fn tree(seed: u64) -> impl proptest::strategy::ValueTree<Value = Scenario> {
+    grow(&scenarios(seed), seed)
+}
+
+fn draw<T: std::fmt::Debug>(strategy: impl Strategy<Value = T>, seed: u64) -> T {
+    grow(&strategy, seed).current()
+}
+
+fn grow<S: Strategy>(strategy: &S, seed: u64) -> S::Tree {
     let mut bytes = [0; 32];
     ChaCha20Rng::seed_from_u64(seed).fill_bytes(&mut bytes);
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    let strategy = scenarios(seed);
-    // Nothing in the strategy filters, so a tree can always be made.
+    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    // Nothing in the strategies filters, so a tree can always be made.
     #[expect(clippy::expect_used, reason = "the simulator itself is broken when this fails")]
     strategy.new_tree(&mut runner).expect("scenarios are never rejected")
 }
 
 /// Any scenario with this seed for world and traffic.
 pub fn scenarios(seed: u64) -> impl Strategy<Value = Scenario> {
-    (setups(), prop::collection::vec(steps(), 1..14)).prop_map(move |(setup, steps)| Scenario { seed, setup, steps })
+    (setups(), prop::collection::vec(steps(), 1..=MAX_STEPS)).prop_map(move |(setup, steps)| Scenario {
+        seed,
+        setup,
+        steps,
+    })
 }
 
 fn setups() -> impl Strategy<Value = Setup> {

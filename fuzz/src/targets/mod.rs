@@ -5,6 +5,7 @@ mod control;
 mod node;
 mod relay;
 mod session;
+mod sim;
 mod stun;
 mod tokens;
 mod virtio;
@@ -12,8 +13,7 @@ mod wire;
 
 use crate::Target;
 
-/// All of them. The simulator's list of transitions belongs here too, once the simulator takes one: a file of its own,
-/// a line below, a name in `tests/targets.rs`.
+/// All of them.
 pub const TARGETS: &[Target] = &[
     Target { name: "wire", run: wire::run, seeds: wire::seeds, max_len: 4_096, max_memory: 64 << 10 },
     Target {
@@ -30,4 +30,5 @@ pub const TARGETS: &[Target] = &[
     Target { name: "tokens", run: tokens::run, seeds: tokens::seeds, max_len: 4_200, max_memory: 1 << 20 },
     Target { name: "relay", run: relay::run, seeds: relay::seeds, max_len: 4_096, max_memory: 4 << 20 },
     Target { name: "node", run: node::run, seeds: node::seeds, max_len: 4_096, max_memory: 16 << 20 },
+    Target { name: "sim", run: sim::run, seeds: sim::seeds, max_len: 128, max_memory: 64 << 20 },
 ];
