@@ -7,7 +7,8 @@ use crate::udp::{Transmit, UdpQueue};
 use crate::{Drop, Event, Node};
 use edgelink_model::{NodeId, Now, ServerId};
 use edgelink_path::{
-    Budget, KEEPALIVE, MAX_ENDPOINTS, NatDiscovery, NatName, Proof, PunchProbe, PunchState, SocketId, StunServer, Way,
+    Budget, KEEPALIVE, MAX_ENDPOINTS, NatDiscovery, NatName, PeerPaths, Proof, PunchProbe, PunchState, SocketId,
+    StunServer, Way,
 };
 use edgelink_wire::control::{ControlMessage, proto};
 use edgelink_wire::keepalive::Keepalive;
@@ -397,7 +398,14 @@ impl Node {
         };
         if let Proof::Full { rtt, .. } = proof {
             let keepalive = self.config.p2p.keepalive;
-            let paths = peer.paths.get_or_insert_default();
+            let (advice, ways) = (peer.advice, &self.relay_ways);
+            let paths = peer.paths.get_or_insert_with(|| {
+                // What there is when the direct path ends.
+                let mut paths = PeerPaths::new();
+                paths.set_advice(advice, now.mono);
+                paths.set_relays(ways, now.mono);
+                Box::new(paths)
+            });
             paths.set_keepalive(keepalive);
             let first = !paths.has_direct();
             paths.add_direct(way, rtt, now.mono);

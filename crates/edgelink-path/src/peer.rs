@@ -71,6 +71,8 @@ pub struct PeerPaths {
     /// PONGs of the current path have been missing since.
     trouble: Option<Instant>,
     last_send: Option<Instant>,
+    /// When a direct path was proved last. Who is found by its peer keeps the path open too, and notices when it ends.
+    last_proof: Option<Instant>,
     wake: Option<Instant>,
     keepalive: Option<Duration>,
 }
@@ -194,6 +196,7 @@ impl PeerPaths {
     /// Adds a direct path that a full-size probe and its PONG have proved, and takes it if it is of a better class. Of
     /// more than [`MAX_DIRECT`] the worst is forgotten.
     pub fn add_direct(&mut self, way: Way, rtt: Duration, now: Instant) {
+        self.last_proof = Some(now);
         if let Some(path) = self.paths.iter_mut().find(|path| path.way == way) {
             path.standing = Standing::Alive;
             path.misses = 0;
@@ -534,7 +537,8 @@ impl PeerPaths {
 
     /// Whether direct paths are kept open though nothing is sent.
     fn is_kept(&self, now: Instant) -> bool {
-        self.last_send.is_some_and(|at| now.saturating_duration_since(at) < KEPT)
+        let since = self.last_send.max(self.last_proof);
+        since.is_some_and(|at| now.saturating_duration_since(at) < KEPT)
     }
 
     fn is_awake(&self, now: Instant) -> bool {

@@ -22,6 +22,8 @@ pub const PROMISE: Promise = Promise {
     arrives_within: Duration::from_secs(5),
     told_within: Duration::from_secs(2),
 };
+/// Until an idle direct path that is dead is known to be: three keepalives, at most 55 s apart (DESIGN §5), and their answers.
+const IDLE_PATH_DEAD: Duration = Duration::from_secs(3 * 55 + 10);
 /// How often traffic is made and the model is asked.
 const TICK: Duration = Duration::from_millis(250);
 /// Networks are small: what goes wrong among five goes wrong among fifty.
@@ -140,7 +142,7 @@ pub enum Transition {
     RebootRouter { node: u8, new_address: bool },
     /// UDP does not pass at a node's site for so long.
     BlockUdp { node: u8, for_s: u16 },
-    /// Only keepalives come out of a node by UDP for so long.
+    /// Nobody sends anything for so long, and only keepalives come out of a node by UDP.
     OnlyKeepalives { node: u8, for_s: u16 },
     /// A node's uplink is so good for datagrams from now on.
     SetUplink { node: u8, quality: Quality },
@@ -321,8 +323,8 @@ fn transitions() -> impl Strategy<Value = Transition> {
         prop_oneof![
             3 => (n.clone(), sites()).prop_map(|(node, site)| MoveTo { node, site }),
             2 => (n.clone(), any::<bool>()).prop_map(|(node, new_address)| RebootRouter { node, new_address }),
-            2 => (n.clone(), s.clone()).prop_map(|(node, for_s)| BlockUdp { node, for_s }),
-            2 => (n.clone(), s).prop_map(|(node, for_s)| OnlyKeepalives { node, for_s }),
+            2 => (n.clone(), s).prop_map(|(node, for_s)| BlockUdp { node, for_s }),
+            2 => (n.clone(), 0u16..60).prop_map(|(node, for_s)| OnlyKeepalives { node, for_s }),
             2 => (n, quality).prop_map(|(node, quality)| SetUplink { node, quality }),
         ]
     };
@@ -383,7 +385,6 @@ enum Undo {
     Mend(Party, Party),
     Attach(NodeIndex),
     PassUdp(NodeIndex),
-    PassAll(NodeIndex),
     Wake(NodeIndex),
     Admit(NodeIndex),
     EndDouble(NodeIndex, NodeIndex),
@@ -402,6 +403,8 @@ struct Player<'s> {
     undos: u32,
     next_probe: Duration,
     hostile_controller: bool,
+    /// Nothing is sent at random.
+    quiet: bool,
     /// Nodes that only lie.
     liars: BTreeMap<usize, HostileNode>,
     /// Machines that were copied, and their copies; a copy that has ended stays off.
@@ -432,6 +435,7 @@ impl<'s> Player<'s> {
             undos: 0,
             next_probe: Duration::ZERO,
             hostile_controller: false,
+            quiet: false,
             liars: BTreeMap::new(),
             doubles: BTreeSet::new(),
             retired: BTreeSet::new(),
@@ -497,12 +501,13 @@ impl<'s> Player<'s> {
 
     fn pairs(&self) -> (usize, usize) {
         let pairs = self.model.living_pairs();
-        let direct = pairs.iter().filter(|(a, b)| {
-            let id = self.world.node_id(*b);
-            let peers = self.world.status(*a).map(|status| status.peers).unwrap_or_default();
-            peers.iter().any(|p| Some(p.node_id) == id && matches!(p.path.kind, PathKind::Lan | PathKind::P2p))
-        });
-        (pairs.len(), direct.count())
+        (pairs.len(), pairs.iter().filter(|(a, b)| self.is_direct(*a, *b)).count())
+    }
+
+    fn is_direct(&self, a: NodeIndex, b: NodeIndex) -> bool {
+        let id = self.world.node_id(b);
+        let peers = self.world.status(a).map(|status| status.peers).unwrap_or_default();
+        peers.iter().any(|p| Some(p.node_id) == id && matches!(p.path.kind, PathKind::Lan | PathKind::P2p))
     }
 
     /// Everything ends that lasts for a while; then all members must be able to talk to each other, and all must know the
@@ -593,7 +598,7 @@ impl<'s> Player<'s> {
 
     fn traffic(&mut self) {
         let now = self.world.elapsed();
-        while self.next_probe <= now {
+        while self.next_probe <= now && !self.quiet {
             self.next_probe = now + Duration::from_millis(self.scenario.setup.traffic_ms.max(50).into());
             let count = self.world.node_count();
             let (from, to) = (self.draw(count), self.draw(count));
@@ -837,9 +842,9 @@ impl<'s> Player<'s> {
             }
             Transition::OnlyKeepalives { node, for_s } => {
                 let node = self.node(node);
-                self.world.set_only_keepalives(node, true);
-                self.later(for_s, Undo::PassAll(node));
-                self.disturb_site(node);
+                if self.world.has_udp(node) {
+                    self.only_keepalives(node, for_s);
+                }
             }
             Transition::SetUplink { node, quality } => {
                 let node = self.node(node);
@@ -875,7 +880,6 @@ impl<'s> Player<'s> {
             Undo::Mend(a, b) => self.cut(a, b, false),
             Undo::Attach(node) => self.world.set_attached(node, true),
             Undo::PassUdp(node) => self.world.set_udp_blocked(node, false),
-            Undo::PassAll(node) => self.world.set_only_keepalives(node, false),
             Undo::Wake(node) => {
                 self.world.wake_node(node);
                 self.model.node_asleep(node, false, now);
@@ -899,6 +903,24 @@ impl<'s> Player<'s> {
                 self.model.relay_running(RelayIndex::BUILTIN, true, now);
             }
         }
+    }
+
+    /// A keepalive is no sign of life (DESIGN §5): after three of them, each with a sealed PING that is not answered, nobody
+    /// may still take the node's direct paths for alive.
+    fn only_keepalives(&mut self, node: NodeIndex, for_s: u16) {
+        self.world.set_only_keepalives(node, true);
+        self.disturb_site(node);
+        self.quiet = true;
+        self.pass(IDLE_PATH_DEAD + Duration::from_secs(for_s.into()));
+        self.quiet = false;
+        for (a, b) in self.model.living_pairs() {
+            if (a == node || b == node) && self.is_direct(a, b) {
+                let at = self.world.elapsed();
+                self.violations
+                    .push(format!("{at:?}: node {} takes a path to node {} for alive by keepalives", a.0, b.0));
+            }
+        }
+        self.world.set_only_keepalives(node, false);
     }
 
     fn set_uplink(&mut self, node: NodeIndex, quality: Quality) {
