@@ -3,7 +3,7 @@
 use std::{
     ffi::{CString, OsStr},
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, OwnedFd},
         unix::process::CommandExt,
     },
     path::Path,
@@ -34,7 +34,7 @@ pub struct HostCommand {
     keyboard: bool,
     directory: Option<CString>,
     patience: Duration,
-    inherited: Option<(OwnedFd, RawFd)>,
+    inherited: Option<OwnedFd>,
 }
 
 /// What a finished program left.
@@ -128,9 +128,10 @@ impl HostCommand {
         self
     }
 
-    /// Hands a descriptor to the program under the given number.
-    pub(crate) fn inherit(mut self, fd: OwnedFd, number: RawFd) -> Self {
-        self.inherited = Some((fd, number));
+    /// Hands a descriptor to the program, under the number that it has here. Any other number may be one that the standard
+    /// library needs between fork and exec.
+    pub(crate) fn inherit(mut self, fd: OwnedFd) -> Self {
+        self.inherited = Some(fd);
         self
     }
 
@@ -192,7 +193,7 @@ impl HostCommand {
             Some(directory) => directory,
             None => CString::new(std::env::current_dir()?.into_os_string().into_encoded_bytes())?,
         };
-        let inherited = self.inherited.as_ref().map(|(fd, number)| (fd.as_fd().as_raw_fd(), *number));
+        let inherited = self.inherited.as_ref().map(AsRawFd::as_raw_fd);
         self.command.stdin(match (with_stdin, self.keyboard) {
             (true, _) => Stdio::piped(),
             (false, true) => Stdio::inherit(),
@@ -205,8 +206,9 @@ impl HostCommand {
                 if libc::chdir(directory.as_ptr()) == -1 {
                     return Err(std::io::Error::last_os_error());
                 }
-                if let Some((fd, number)) = inherited
-                    && libc::dup2(fd, number) == -1
+                // It closes at exec no more.
+                if let Some(fd) = inherited
+                    && libc::fcntl(fd, libc::F_SETFD, 0) == -1
                 {
                     return Err(std::io::Error::last_os_error());
                 }

@@ -5,7 +5,7 @@ use std::{
     fmt,
     io::{self, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -28,9 +28,6 @@ use crate::{
     router::Router,
     tools, wait,
 };
-
-/// The number under which `ip` finds the descriptor of the other host's namespace.
-const PEER_FD: i32 = 200;
 
 /// How a [`Lab`] is made.
 #[derive(Debug, Clone)]
@@ -531,9 +528,10 @@ impl Switch {
 
 /// Joins two interfaces, which it makes.
 pub(crate) fn cable(one: &Host, one_interface: &str, other: &Host, other_interface: &str) -> Result<()> {
-    let namespace = format!("/proc/self/fd/{PEER_FD}");
+    let net = other.net()?;
+    let namespace = format!("/proc/self/fd/{}", net.as_raw_fd());
     let peer = ["type", "veth", "peer", "name", other_interface, "netns", namespace.as_str()];
-    one.command("ip").args(["link", "add", one_interface]).args(peer).inherit(other.net()?, PEER_FD).run()?;
+    one.command("ip").args(["link", "add", one_interface]).args(peer).inherit(net).run()?;
     one.set_link(one_interface, true)?;
     other.set_link(other_interface, true)
 }
