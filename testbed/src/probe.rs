@@ -19,7 +19,7 @@ use crate::{Behaviour, Host};
 /// The observer's ports, those of STUN and the next.
 const PORTS: [u16; 2] = [3478, 3479];
 /// How long an answer may take that should come, and how often it is asked for.
-const PATIENCE: Duration = Duration::from_millis(700);
+const PATIENCE: Duration = Duration::from_millis(1_500);
 const TRIES: usize = 2;
 /// Rounds of sending at each other before punching counts as failed.
 const ROUNDS: u32 = 5;

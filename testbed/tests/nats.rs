@@ -6,10 +6,10 @@ mod common;
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use common::{MS, SOON, each_kind_at_once, ip, lab};
+use common::{MS, SOON, each_kind_at_once, fair, ip, lab, measured};
 use edgelink_testbed::{
     Behaviour::{self, AddressAndPortDependent as Apd, AddressDependent as Ad, EndpointIndependent as Ei},
     Direction, Host, Impairment, Lab, Nat, NatKind, Process, Tool,
@@ -152,7 +152,12 @@ fn mappings_live_as_long_as_asked_and_die_with_a_reboot() {
         [(Nat::port_restricted("wan"), false), (Nat::port_restricted("wan"), true), (Nat::full_cone("wan"), false)]
     {
         net.site.nat(&nat.lifetime(Duration::from_secs(1))).unwrap();
-        assert!(lives(net.inside(0), &observer, 300 * MS, answered).unwrap());
+        measured("it lives, unless the machine oversleeps the second", || {
+            let began = Instant::now();
+            let alive = lives(net.inside(0), &observer, 300 * MS, answered).unwrap();
+            assert!(alive || began.elapsed() > 950 * MS, "dead after {:?}", began.elapsed());
+            fair(alive, began.elapsed())
+        });
         assert!(!lives(net.inside(0), &observer, 1_300 * MS, answered).unwrap());
     }
     // A reboot: the way in is closed although its time is not over, for learnt mappings too.
@@ -226,9 +231,12 @@ fn who_reaches_whom_by_punching() {
             for other in kinds.iter().skip(n) {
                 net.site.renat(*left).unwrap();
                 right.renat(*other).unwrap();
-                let done = *left != NatKind::UdpBlocked
-                    && *other != NatKind::UdpBlocked
-                    && punch(net.site.inside().unwrap(), right.inside().unwrap(), &observer, Duration::ZERO).unwrap();
+                // Rounds follow each other quickly: a busy machine may fail, but makes nothing possible that is not.
+                let passes = *left != NatKind::UdpBlocked && *other != NatKind::UdpBlocked;
+                let sides = || (net.site.inside().unwrap(), right.inside().unwrap());
+                let punched = || punch(sides().0, sides().1, &observer, Duration::ZERO).unwrap();
+                let tries = if reach(*left, *other) { 5 } else { 1 };
+                let done = passes && (0..tries).any(|_| punched());
                 assert_eq!(done, reach(*left, *other), "{left} and {other}");
                 if !done {
                     failed.push((*left, *other));
@@ -257,13 +265,13 @@ fn the_trap_of_a_missing_drop_catches_who_is_punched_too_early() {
     let observer = net.observer();
     let punches =
         |head_start| punch(net.site.inside().unwrap(), right.inside().unwrap(), &observer, head_start).unwrap();
-    // Both have sent before anything comes.
-    assert!(punches(Duration::ZERO));
+    // Both have sent before anything comes, unless this thread is held up between the two.
+    measured("punching at once", || fair(punches(Duration::ZERO), "no way through"));
     // The left one's packet comes before the right one has sent, and claims its port.
     assert!(!punches(100 * MS));
     // The ordinary router drops it, and all is well.
     right.renat(NatKind::PortRestricted).unwrap();
-    assert!(punches(100 * MS));
+    measured("punching early", || fair(punches(100 * MS), "no way through"));
 }
 
 #[test]
@@ -314,7 +322,7 @@ fn discover(site: &Site, server: IpAddr, what: &str) -> Process {
 }
 
 fn answer(question: &Process) -> Behaviour {
-    question.wait(3 * SOON).unwrap();
+    question.wait(6 * SOON).unwrap();
     let text = question.stdout();
     let names = [("Endpoint Independent", Ei), ("Address Dependent", Ad), ("Address and Port Dependent", Apd)];
     let said = |name: &str| {

@@ -40,6 +40,24 @@ pub(crate) fn each_kind_at_once(body: impl Fn(&Lab) + Sync) {
     assert!(tested.iter().any(Option::is_some), "no kind of lab works here");
 }
 
+/// Measures again, up to five times in all, as long as `once` finds fault: a machine that does something else delays packets
+/// and overflows queues, now and then. What a link itself does wrong, it does each time.
+pub(crate) fn measured(what: &str, mut once: impl FnMut() -> Result<(), String>) {
+    let mut faults = Vec::new();
+    for _ in 0..5 {
+        match once() {
+            Ok(()) => return,
+            Err(fault) => faults.push(fault),
+        }
+    }
+    panic!("{what}, each time: {faults:#?}");
+}
+
+/// What [`measured`] takes for a fault.
+pub(crate) fn fair(fine: bool, otherwise: impl std::fmt::Debug) -> Result<(), String> {
+    if fine { Ok(()) } else { Err(format!("{otherwise:?}")) }
+}
+
 /// A lab as this user has it by default.
 pub(crate) fn lab() -> Lab {
     Lab::with_tools(&Tool::ALL).unwrap()
