@@ -16,6 +16,8 @@ section! {
         external_ip: Option<IpAddr> = None, eg r#""198.18.0.1""#;
         /// A second public address, for telling NATs apart (RFC 5780).
         secondary_ip: Option<IpAddr> = None, eg r#""198.18.0.2""#;
+        /// This host's address that secondary_ip stands for, behind one-to-one NAT.
+        secondary_listen: Option<IpAddr> = None, eg r#""10.0.0.6""#;
     }
 }
 

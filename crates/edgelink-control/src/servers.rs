@@ -544,16 +544,24 @@ impl Control {
     }
 }
 
-/// The record as the server itself says it is. What it may do is an administrator's to say; where it is, its own.
+/// The record as the server itself says it is. What it may do is an administrator's to say; where it is, and whether that
+/// runs at all, its own.
 fn registered(record: &ServerRecord, register: &proto::ServerRegister) -> ServerRecord {
     let mut updated = record.clone();
     if record.kind == ServerKind::Builtin {
         return updated;
     }
-    if is_url(&register.public_url) {
+    let says = &register.capabilities;
+    // Who says nothing does what its record says.
+    let runs = |what: &str| says.is_empty() || says.iter().any(|capability| capability == what);
+    if !runs("relay") {
+        updated.url = None;
+    } else if is_url(&register.public_url) {
         updated.url = Some(register.public_url.clone());
     }
-    if let Some(ip) = address(&register.stun_ip) {
+    if !runs("stun") {
+        (updated.stun_ip, updated.stun_ip2) = (None, None);
+    } else if let Some(ip) = address(&register.stun_ip) {
         updated.stun_ip = Some(ip);
         updated.stun_ip2 = address(&register.stun_ip2);
     }

@@ -5,6 +5,7 @@ use edgelink_net::server::{Peer, Unauthenticated};
 use edgelink_net::ws;
 use edgelink_server::front::{client_address, relay_metrics, text, upgrade};
 use edgelink_server::relay_shell::RelayShell;
+use edgelink_server::stun::StunShell;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use ipnet::IpNet;
@@ -19,6 +20,7 @@ const MAX_CONTROL_MESSAGE: usize = 1 << 20;
 pub(crate) struct Front {
     pub(crate) hub: Rc<Hub>,
     pub(crate) relay: Option<Rc<RelayShell>>,
+    pub(crate) stun: Option<Rc<StunShell>>,
     pub(crate) control_path: String,
     pub(crate) server_path: String,
     pub(crate) data_path: String,
@@ -92,6 +94,9 @@ impl Front {
         metric("config_errors_total", "counter", "Configurations that a node could not apply.", control.config_errors);
         if let Some(relay) = &self.relay {
             relay_metrics(&mut out, &relay.stats());
+        }
+        if let Some(stun) = &self.stun {
+            stun.metrics(&mut out);
         }
         out
     }

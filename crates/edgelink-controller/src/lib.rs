@@ -1,4 +1,4 @@
-//! The EdgeLink controller: HTTPS and WSS on one port, the database, and the built-in relay, on one thread.
+//! The EdgeLink controller: HTTPS and WSS on one port, the database, the built-in relay and STUN server, on one thread.
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a shell: the place where clocks are read")]
 
@@ -14,7 +14,9 @@ use edgelink_model::Now;
 use edgelink_net::server::{self, Peer, Unauthenticated};
 use edgelink_net::tcp::Listener;
 use edgelink_relay::{Registration, Relay, RelayConfig};
+use edgelink_server::addresses;
 use edgelink_server::relay_shell::{RelayShell, TO_CONTROLLER};
+use edgelink_server::stun::StunShell;
 use edgelink_wire::control::proto;
 use getrandom::SysRng;
 use http::Front;
@@ -23,7 +25,7 @@ use rand_core::UnwrapErr;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -136,18 +138,17 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
     // Before anything is made on disk: a port in use is the commonest mistake.
     let listener = Listener::bind(config.listen.http)?;
     let address = listener.local_addr();
+    let own = addresses::own().await;
+    let stun = stun(&config, &own);
     // Before the database starts threads of its own: capabilities are a thread's.
     if let Err(error) = edgelink_os::privileges::drop_all() {
         tracing::warn!(%error, "privileges kept");
     }
     let state = setup::State::open(&config, &env).await?;
     let issuer = setup::issuer(&config, &state.store).await?;
-    let identity = setup::identity(&config, &state.dir, address.port()).await?;
+    let identity = setup::identity(&config, &state.dir, address.port(), &own)?;
     state.store.set_revocation_lifetime(setup::longest_token_life(&config)).await?;
-    let builtin = setup::builtin_server(&config, &state.store).await?;
-    if config.builtin_stun.enabled {
-        tracing::info!("the built-in STUN server is not part of this version; nodes use relays");
-    }
+    let builtin = setup::builtin_server(&config, &state.store, stun.as_deref()).await?;
 
     let (uplink, events) = mpsc::channel(TO_CONTROLLER);
     let relay = match config.builtin_relay.enabled {
@@ -172,9 +173,13 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
         relay.start(Registration { token, register });
     }
 
+    if let Some(stun) = &stun {
+        stun.start();
+    }
     let front = Rc::new(Front {
         hub: Rc::clone(&hub),
         relay,
+        stun,
         control_path: config.listen.ws_control.as_str().to_owned(),
         server_path: config.listen.ws_server.as_str().to_owned(),
         data_path: config.builtin_relay.ws_data.as_str().to_owned(),
@@ -211,6 +216,20 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
     hub.write_presence().await;
     state.store.close().await?;
     Ok(())
+}
+
+/// The built-in STUN server. The network works without it, only less directly, so nothing ends for its sake.
+fn stun(config: &ControllerConfig, own: &[IpAddr]) -> Option<Rc<StunShell>> {
+    if !config.builtin_stun.enabled {
+        return None;
+    }
+    match StunShell::bind(&config.builtin_stun, "builtin_stun", own) {
+        Ok(stun) => Some(stun),
+        Err(error) => {
+            tracing::error!("no built-in STUN server: {error:#}");
+            None
+        }
+    }
 }
 
 /// Tells the person at the terminal how a node joins. The key is in no log: it is printed once, at the first start, and

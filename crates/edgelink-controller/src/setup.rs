@@ -9,9 +9,10 @@ use edgelink_control::{ControlConfig, NodeSettings};
 use edgelink_model::NetworkId;
 use edgelink_model::records::{ServerKind, ServerRecord};
 use edgelink_net::tls::{self, Pin};
-use edgelink_os::{files, host, net::Netlink};
+use edgelink_os::{files, host};
 use edgelink_server::certificate::{self, OwnCertificate};
 use edgelink_server::dialler::MeshDialler;
+use edgelink_server::stun::StunShell;
 use edgelink_store::{NewAuthKey, Store, TOKEN_KEYS};
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeSet;
@@ -96,8 +97,7 @@ pub(crate) struct Identity {
 }
 
 /// Prepares TLS and finds out how the controller is called.
-pub(crate) async fn identity(config: &ControllerConfig, dir: &Path, port: u16) -> Result<Identity> {
-    let addresses = own_addresses().await;
+pub(crate) fn identity(config: &ControllerConfig, dir: &Path, port: u16, addresses: &[IpAddr]) -> Result<Identity> {
     let best = addresses.first().copied();
     let public: BTreeSet<String> = config.public_url.0.iter().map(|u| bare(u.host())).collect();
     let url = match (config.public_url.0.first(), best) {
@@ -168,12 +168,20 @@ pub(crate) fn longest_token_life(config: &ControllerConfig) -> Duration {
     config.tokens.auth_expire_hours.duration().max(relay) + LEEWAY
 }
 
-/// Brings the built-in server's record in line with the configuration, and returns it.
-pub(crate) async fn builtin_server(config: &ControllerConfig, store: &Store) -> Result<ServerRecord> {
+/// Brings the built-in server's record in line with what runs, and returns it.
+pub(crate) async fn builtin_server(
+    config: &ControllerConfig,
+    store: &Store,
+    stun: Option<&StunShell>,
+) -> Result<ServerRecord> {
     let servers = store.servers().await?;
     let found = servers.into_iter().map(|s| s.record).find(|r| r.kind == ServerKind::Builtin);
     let record = found.context("the database has no built-in server; restore a backup")?;
-    let wanted = ServerRecord { relay: config.builtin_relay.enabled, ..record.clone() };
+    let mut wanted = ServerRecord { relay: config.builtin_relay.enabled, stun: stun.is_some(), ..record.clone() };
+    let addresses = stun.map(|stun| stun.addresses());
+    wanted.stun_ip = addresses.map(|at| at.ip);
+    wanted.stun_ip2 = addresses.and_then(|at| at.other_ip);
+    wanted.stun_port = addresses.map_or(record.stun_port, |at| at.ports[0]);
     if wanted != record {
         store.update_server(&wanted).await?;
     }
@@ -206,27 +214,6 @@ pub(crate) fn algorithm_name(issuer: &Issuer) -> &'static str {
         Algorithm::Hs256 => "HS256",
         Algorithm::Rs256 => "RS256",
     }
-}
-
-/// Addresses of this host, the one with the default route first, loopback and link-local ones left out.
-async fn own_addresses() -> Vec<IpAddr> {
-    let default = match Netlink::open() {
-        Ok(netlink) => netlink.default_route_address().await.ok().flatten(),
-        Err(_) => None,
-    };
-    let mut all: Vec<IpAddr> = default.into_iter().collect();
-    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    for address in interfaces.filter_map(|i| i.address) {
-        let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-            (Some(v4), _) => IpAddr::V4(v4.ip()),
-            (_, Some(v6)) if !v6.ip().is_unicast_link_local() => IpAddr::V6(v6.ip()),
-            _ => continue,
-        };
-        if !ip.is_loopback() && !all.contains(&ip) {
-            all.push(ip);
-        }
-    }
-    all
 }
 
 /// A host without the brackets of IPv6, as clients sign it.

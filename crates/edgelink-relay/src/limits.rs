@@ -17,6 +17,8 @@ pub struct RelayConfig {
     pub expired_grace: Duration,
     /// How long that goes on after its return, so that nodes have time to fetch fresh tokens.
     pub refresh_time: Duration,
+    /// Whether it links with other relays; a server that only answers STUN does not.
+    pub meshed: bool,
 }
 
 impl RelayConfig {
@@ -27,6 +29,7 @@ impl RelayConfig {
             limits: Limits::DEFAULT,
             expired_grace: Duration::from_secs(24 * 3600),
             refresh_time: Duration::from_secs(60),
+            meshed: true,
         }
     }
 }

@@ -189,6 +189,9 @@ impl Relay {
     /// Fresh mesh tokens, with where the relays are: dialled if their id is higher than ours.
     pub(crate) fn set_mesh_tokens(&mut self, tokens: Vec<proto::MeshToken>, now: Now) {
         let (me, limit) = (self.config.id, self.config.limits.mesh_peers);
+        if !self.config.meshed {
+            return;
+        }
         for token in tokens {
             let id = ServerId(token.server_id);
             let unknown = self.mesh.known.as_ref().is_some_and(|known| !known.contains(&id));

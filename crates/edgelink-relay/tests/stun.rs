@@ -202,9 +202,7 @@ fn a_fingerprint_is_answered_with_one() {
 #[test]
 fn silence_for_what_is_no_binding_request() {
     let mut server = Server::two();
-    let mut old = plain();
-    old[4] ^= 1;
-    let malformed = [vec![], vec![0; 20], old, plain()[..19].to_vec(), [plain(), vec![0; 4]].concat(), {
+    let malformed = [vec![], vec![0; 20], plain()[..19].to_vec(), [plain(), vec![0; 4]].concat(), {
         let mut attribute_too_long = with_attributes(1, &[(0x8022, b"name")]);
         attribute_too_long[23] = 5;
         attribute_too_long
@@ -218,8 +216,43 @@ fn silence_for_what_is_no_binding_request() {
     for message_type in unexpected {
         assert_eq!(server.ask(MAIN, CLIENT, &with_attributes(message_type, &[])), None);
     }
-    let stats = StunStats { malformed: 6, unexpected: 4, ..StunStats::default() };
+    let stats = StunStats { malformed: 5, unexpected: 4, ..StunStats::default() };
     assert_eq!(server.responder.stats(), stats);
+}
+
+/// A request without the cookie.
+fn classic(attributes: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut datagram = with_attributes(1, attributes);
+    datagram[4] ^= 1;
+    datagram
+}
+
+#[test]
+fn clients_of_rfc_3489_are_told_their_address_in_clear() {
+    let change = |bits: u8| classic(&[(attribute::CHANGE_REQUEST, &[0, 0, 0, bits])]);
+    let mut two = Server::two();
+    for (asked, from) in [(classic(&[]), MAIN), (change(0), MAIN), (change(6), SOCKETS[3]), (change(2), SOCKETS[1])] {
+        let answer = two.ask(MAIN, CLIENT, &asked).unwrap();
+        let port = if from.port == Which::Second { 0x97 } else { 0x96 };
+        let expected = [
+            &[1, 1, 0, 36][..],
+            &asked[4..20],
+            &[0, 1, 0, 8, 0, 1, 0x9c, 0x41, 203, 0, 113, 9],
+            &[0, 4, 0, 8, 0, 1, 0x0d, port, 198, 18, 0, if from.ip == Which::Second { 2 } else { 1 }],
+            &[0, 5, 0, 8, 0, 1, 0x0d, 0x97, 198, 18, 0, 2],
+        ];
+        assert_eq!((answer.from, answer.datagram()), (from, &expected.concat()[..]));
+        assert!(answer.datagram().len() <= asked.len() + MAX_GROWTH);
+        assert_eq!(two.ask(MAIN, "203.0.113.77:3478", answer.datagram()), None, "an answer is answered");
+    }
+    // RESPONSE-ADDRESS: the answer would go to somebody else.
+    assert_eq!(two.ask(MAIN, CLIENT, &classic(&[(0x0002, &[0, 1, 0, 80, 203, 0, 113, 80])])), None);
+    assert_eq!(two.ask(MAIN, "198.18.0.1:3478", &classic(&[])), None, "ourselves");
+    let mut one = Server::one();
+    let answer = one.ask(MAIN, CLIENT, &change(0)).unwrap();
+    assert_eq!(answer.datagram().len(), 20 + 2 * 12, "no other address");
+    assert_eq!(one.ask(MAIN, CLIENT, &change(4)), None);
+    assert_eq!(two.responder.stats(), StunStats { answered: 4, malformed: 5, bad_source: 1, ..StunStats::default() });
 }
 
 #[test]

@@ -1,18 +1,22 @@
-//! The EdgeLink stand-alone server: a relay of the mesh (specification §1.2, §5.2), on one thread.
+//! The EdgeLink stand-alone server: a relay of the mesh and a STUN server, each on or off (specification §1.2, §5.2), on
+//! one thread.
 //!
-//! [`relay_shell`], [`socket`], [`front`], [`certificate`] and [`dialler`] also serve the controller's built-in relay.
+//! [`relay_shell`], [`socket`], [`front`], [`certificate`], [`dialler`] and [`stun`] also serve the controller's built-in
+//! relay and STUN server.
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a shell: the place where clocks are read")]
 
+pub mod addresses;
 pub mod certificate;
 pub mod dialler;
 pub mod front;
 pub mod relay_shell;
 pub mod socket;
 mod state;
+pub mod stun;
 mod uplink;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use dialler::MeshDialler;
 use edgelink_auth::MachineKey;
@@ -34,11 +38,13 @@ use relay_shell::RelayShell;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io::{IsTerminal as _, Write as _};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use stun::StunShell;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -109,54 +115,83 @@ fn run(config: Option<&Path>) -> Result<()> {
 async fn serve(config: ServerConfig, env: Env) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    if !config.relay.enabled {
-        bail!("a server without a relay is not part of this version: set relay.enabled to true");
-    }
-    if config.stun.enabled {
-        tracing::info!("the STUN server is not part of this version; nodes use relays");
-    }
     // Before anything is made on disk: a port in use is the commonest mistake.
-    let listener = Listener::bind(config.relay.listen)?;
-    let address = listener.local_addr();
+    let listener = config.relay.enabled.then(|| Listener::bind(config.relay.listen)).transpose()?;
+    let stun = stun(&config).await?;
     if let Err(error) = edgelink_os::privileges::drop_all() {
         tracing::warn!(%error, "privileges kept");
     }
     let root = nix::unistd::geteuid().is_root();
     let state = state::StateDir::open(config.state_dir(&env, root))?;
-    let tls = server_tls(&config, &state.dir)?;
 
     let token = config.controller.token.as_ref().map(|token| token.expose().to_owned()).unwrap_or_default();
     let claims = ServerClaims::peek(&token).context(
         "controller.token is no server_token: copy the one that `edgelink-ctl server add` printed, whole and without spaces",
     )?;
     let mut relay = relay(&config, &claims, &state)?;
-    let peers = config.mesh.peers.iter().map(|url| url.clone().or_path("/ws/mesh").to_string());
+    let peers = config
+        .mesh
+        .peers
+        .iter()
+        .filter(|_| config.relay.enabled)
+        .map(|url| url.clone().or_path("/ws/mesh").to_string());
     relay.set_static_peers(peers, now());
 
     let (controller, dialler) = diallers(&config)?;
     let (uplink, events) = mpsc::channel(relay_shell::TO_CONTROLLER);
     let shell = RelayShell::new(relay, dialler, uplink);
-    shell.start(Registration { token, register: register(&config, &claims) });
+    shell.start(Registration { token, register: register(&config, &claims, stun.as_deref()) });
     tokio::task::spawn_local(uplink::run(Rc::clone(&shell), controller, events));
     tokio::task::spawn_local(state::keep(Rc::clone(&shell), state.file()));
 
-    let front = Rc::new(Front {
-        relay: Rc::clone(&shell),
-        data_path: config.relay.ws_data.as_str().to_owned(),
-        mesh_path: config.relay.ws_mesh.as_str().to_owned(),
-        trusted_proxies: config.relay.trusted_proxies.clone(),
-    });
+    if let Some(stun) = &stun {
+        stun.start();
+    }
     let (id, name) = (claims.server_id, &claims.server_name);
-    tracing::info!(%address, server = %id, name, state = %state.dir.display(), "edgelink-server {}", env!("CARGO_PKG_VERSION"));
-    // Whoever started us may have closed the pipe; serving matters more.
-    let _ = std::io::stdout().write_all(format!("ready server {id} ({name}) on {address}\n").as_bytes());
-
+    tracing::info!(server = %id, name, state = %state.dir.display(), "edgelink-server {}", env!("CARGO_PKG_VERSION"));
     let shutdown = async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
     };
+    // Whoever started us may have closed the pipe; serving matters more.
+    let ready = |place: String| {
+        let _ = std::io::stdout().write_all(format!("ready server {id} ({name}) on {place}\n").as_bytes());
+    };
+    match listener {
+        Some(listener) => {
+            let tls = server_tls(&config, &state.dir)?;
+            let front = Rc::new(Front {
+                relay: Rc::clone(&shell),
+                stun,
+                data_path: config.relay.ws_data.as_str().to_owned(),
+                mesh_path: config.relay.ws_mesh.as_str().to_owned(),
+                trusted_proxies: config.relay.trusted_proxies.clone(),
+            });
+            ready(listener.local_addr().to_string());
+            relay_until(shutdown, listener, tls, front).await;
+        }
+        None => {
+            ready(format!("UDP {}", config.stun.listen));
+            shutdown.await;
+        }
+    }
+    tracing::info!("ending");
+    // A relay that never heard of its controller has nothing to keep.
+    if shell.knows_its_controller() {
+        state::save(&state.file(), &shell.saved_state())?;
+    }
+    Ok(())
+}
+
+/// Serves HTTPS and WSS until `shutdown`.
+async fn relay_until(
+    shutdown: impl Future<Output = ()>,
+    listener: Listener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    front: Rc<Front>,
+) {
     server::serve(
         listener,
         || tls.clone(),
@@ -170,12 +205,21 @@ async fn serve(config: ServerConfig, env: Env) -> Result<()> {
         shutdown,
     )
     .await;
-    tracing::info!("ending");
-    // A relay that never heard of its controller has nothing to keep.
-    if shell.knows_its_controller() {
-        state::save(&state.file(), &shell.saved_state())?;
+}
+
+/// The STUN server. A relay without its STUN server is worth more than neither.
+async fn stun(config: &ServerConfig) -> Result<Option<Rc<StunShell>>> {
+    if !config.stun.enabled {
+        return Ok(None);
     }
-    Ok(())
+    match StunShell::bind(&config.stun, "stun", &addresses::own().await) {
+        Ok(stun) => Ok(Some(stun)),
+        Err(error) if config.relay.enabled => {
+            tracing::error!("no STUN server, the relay alone: {error:#}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The relay's core, with what an earlier process saved.
@@ -192,6 +236,7 @@ fn relay(config: &ServerConfig, claims: &ServerClaims, state: &state::StateDir) 
     }
     let settings = RelayConfig {
         expired_grace: config.relay.expired_token_grace_hours.duration(),
+        meshed: config.relay.enabled,
         ..RelayConfig::new(claims.server_id)
     };
     let mut relay = Relay::new(settings, verifier);
@@ -214,23 +259,38 @@ fn diallers(config: &ServerConfig) -> Result<(Dial, MeshDialler)> {
     Ok((Dial { max_message: uplink::MAX_MESSAGE, ..to_controller }, mesh))
 }
 
-/// What the server says of itself.
-fn register(config: &ServerConfig, claims: &ServerClaims) -> proto::ServerRegister {
-    let url = |url: &Option<edgelink_config::WsUrl>| url.as_ref().map(ToString::to_string).unwrap_or_default();
-    let data = config.relay.public_url.clone().map(|url| url.or_path(config.relay.ws_data.as_str()));
-    let beside = data.as_ref().map(|url| format!("{}{}", url.origin(), config.relay.ws_mesh.as_str()));
-    let mesh_url = match &config.mesh.public_url {
-        Some(own) => own.clone().or_path(config.relay.ws_mesh.as_str()).to_string(),
-        None => beside.unwrap_or_default(),
-    };
-    proto::ServerRegister {
+/// What the server says of itself: what runs here, and where.
+fn register(config: &ServerConfig, claims: &ServerClaims, stun: Option<&StunShell>) -> proto::ServerRegister {
+    let mut register = proto::ServerRegister {
         name: claims.server_name.clone(),
-        capabilities: vec!["relay".to_owned()],
         region: claims.region.clone(),
-        public_url: url(&data),
-        mesh_url,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ..Default::default()
+    };
+    if config.relay.enabled {
+        let data = config.relay.public_url.clone().map(|url| url.or_path(config.relay.ws_data.as_str()));
+        let beside = data.as_ref().map(|url| format!("{}{}", url.origin(), config.relay.ws_mesh.as_str()));
+        register.capabilities.push("relay".to_owned());
+        register.public_url = data.map(|url| url.to_string()).unwrap_or_default();
+        register.mesh_url = match &config.mesh.public_url {
+            Some(own) => own.clone().or_path(config.relay.ws_mesh.as_str()).to_string(),
+            None => beside.unwrap_or_default(),
+        };
+    }
+    if let Some(stun) = stun {
+        let addresses = stun.addresses();
+        register.capabilities.push("stun".to_owned());
+        register.stun_ip = octets(addresses.ip);
+        register.stun_ip2 = addresses.other_ip.map(octets).unwrap_or_default();
+        register.stun_port = addresses.ports[0].into();
+    }
+    register
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
     }
 }
 
@@ -258,6 +318,7 @@ fn server_tls(config: &ServerConfig, dir: &Path) -> Result<Option<Arc<rustls::Se
 /// The HTTPS front: WebSocket upgrades, health and metrics.
 struct Front {
     relay: Rc<RelayShell>,
+    stun: Option<Rc<StunShell>>,
     data_path: String,
     mesh_path: String,
     trusted_proxies: Vec<IpNet>,
@@ -278,6 +339,9 @@ impl Front {
             "/metrics" => {
                 let mut out = String::new();
                 front::relay_metrics(&mut out, &self.relay.stats());
+                if let Some(stun) = &self.stun {
+                    stun.metrics(&mut out);
+                }
                 front::text(StatusCode::OK, &out)
             }
             _ => front::text(StatusCode::NOT_FOUND, "not found\n"),

@@ -4,6 +4,7 @@
 use crate::golden::vector;
 use edgelink_relay::stun::{Addresses, MAX_GROWTH, Responder, Socket, StunConfig, Which};
 use edgelink_wire::stun::binding::{Refusal, Request, Response, Success, Unknown};
+use edgelink_wire::stun::classic::ClassicRequest;
 use edgelink_wire::stun::{BINDING, Class, Message, StunError, TransactionId, attribute};
 use rand_core::SeedableRng;
 use std::net::SocketAddr;
@@ -14,7 +15,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let transaction = TransactionId([7; 12]);
     let mut seeds = vec![vector("stun")];
     for (change_ip, change_port, fingerprint) in [(true, true, true), (false, true, false)] {
-        let (bytes, len) = Request { transaction, change_ip, change_port, fingerprint }.encode();
+        let (mut bytes, len) = Request { transaction, change_ip, change_port, fingerprint }.encode();
+        seeds.push(bytes[..len].to_vec());
+        bytes[4] ^= 1;
         seeds.push(bytes[..len].to_vec());
     }
     for (mapped, other) in [("203.0.113.5:40001", "198.18.0.2:3479"), ("[2001:db8::5]:40001", "[2001:db8::2]:3479")] {
@@ -44,6 +47,13 @@ fn server(datagram: &[u8]) {
     let (client, now) = (SocketAddr::from(([203, 0, 113, 9], 40_001)), *super::session::ORIGIN);
     let local = Socket { ip: Which::First, port: Which::Second };
     let Some(answer) = responder.answer(local, client, datagram, now) else { return };
+    assert!(responder.answer(local, client, answer.datagram(), now).is_none(), "an answer is answered");
+    if let Some(asked) = ClassicRequest::parse(datagram) {
+        assert_eq!(answer.datagram()[..4], [1, 1, 0, 36]);
+        assert_eq!(answer.datagram()[4..20], asked.transaction);
+        assert!(answer.datagram().len() <= datagram.len() + MAX_GROWTH);
+        return;
+    }
     assert!(Message::parse(datagram).is_ok_and(|asked| (asked.class, asked.method) == (Class::Request, BINDING)));
     assert!(answer.datagram().len() <= datagram.len() + MAX_GROWTH);
     assert_eq!(answer.datagram()[4..20], datagram[4..20], "cookie and transaction");
@@ -59,7 +69,6 @@ fn server(datagram: &[u8]) {
         }
         other => panic!("answered with {other:?}"),
     }
-    assert!(responder.answer(local, client, answer.datagram(), now).is_none(), "an answer is answered");
 }
 
 fn codec(datagram: &[u8]) {

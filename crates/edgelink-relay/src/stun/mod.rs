@@ -7,6 +7,7 @@
 //!   unknown here (420), and so is PADDING, which asks for large answers.
 //! - **Nothing to gain for a reflection attack**: an answer is at most [`MAX_GROWTH`] bytes longer than its request; each
 //!   source gets at most [`StunConfig::rate`], all together at most [`StunConfig::total`].
+//! - Clients of RFC 3489, which have no cookie, are answered too, but for those that want their answer sent elsewhere.
 //! - Malformed datagrams, other methods, responses and indications are not answered at all, only counted, so that two
 //!   servers can never keep each other busy.
 //! - Memory is fixed at start: [`StunConfig::buckets`] times 16 bytes.
@@ -15,6 +16,7 @@ mod limit;
 
 use crate::rate::{Bucket, Rate};
 use edgelink_wire::stun::binding::{MAX_RESPONSE, Refusal, Request, Response, Success, Unknown};
+use edgelink_wire::stun::classic::{ClassicRequest, ClassicResponse, MAX_CLASSIC_RESPONSE};
 use edgelink_wire::stun::{Message, StunError, attribute};
 use limit::Sources;
 use rand_core::Rng;
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 
 /// An answer is at most so much longer than its request, in bytes: four IPv6 addresses.
 pub const MAX_GROWTH: usize = 4 * 24;
+const _: () = assert!(MAX_CLASSIC_RESPONSE <= MAX_RESPONSE);
 
 /// One of the server's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +52,12 @@ pub struct Socket {
     pub ip: Which,
     /// The port.
     pub port: Which,
+}
+
+impl Socket {
+    fn changed(self, ip: bool, port: bool) -> Self {
+        Self { ip: self.ip.changed(ip), port: self.port.changed(port) }
+    }
 }
 
 /// What the server is reached at.
@@ -163,20 +172,18 @@ impl Responder {
         // Cheapest first: what is not answered must not cost the source its rate, since sources are easily forged.
         let message = match Message::parse(datagram) {
             Ok(message) => message,
+            Err(StunError::Foreign) => match ClassicRequest::parse(datagram) {
+                Some(request) => return self.classic_answer(local, source, &request, now),
+                None => return self.silent(|stats| &mut stats.malformed),
+            },
             Err(_) => return self.silent(|stats| &mut stats.malformed),
         };
         let request = Request::parse(&message);
         if request == Err(StunError::UnexpectedType) {
             return self.silent(|stats| &mut stats.unexpected);
         }
-        if !self.may_be_answered(source) {
-            return self.silent(|stats| &mut stats.bad_source);
-        }
-        if !self.sources.allow(source.ip(), self.config.rate, now) {
-            return self.silent(|stats| &mut stats.limited);
-        }
-        if !self.total.allow(self.config.total, now) {
-            return self.silent(|stats| &mut stats.overloaded);
+        if !self.admit(source, now) {
+            return None;
         }
         let (from, result) = self.result(local, source, request);
         let count = match &result {
@@ -188,6 +195,52 @@ impl Responder {
         let response = Response { transaction: message.transaction, result, fingerprint: message.fingerprint };
         let (datagram, len) = response.encode();
         Some(Answer { from, datagram, len })
+    }
+
+    /// RFC 3489 §8.1. A change that this server cannot make is not answered, as if the answer were lost.
+    fn classic_answer(
+        &mut self,
+        local: Socket,
+        source: SocketAddr,
+        request: &ClassicRequest,
+        now: Instant,
+    ) -> Option<Answer> {
+        let addresses = self.config.addresses;
+        let changes = request.change_ip || request.change_port;
+        if changes && addresses.other_ip.is_none() {
+            return self.silent(|stats| &mut stats.unexpected);
+        }
+        if !self.admit(source, now) {
+            return None;
+        }
+        self.stats.answered += 1;
+        let from = local.changed(request.change_ip, request.change_port);
+        let two = addresses.other_ip.is_some();
+        let response = ClassicResponse {
+            transaction: request.transaction,
+            mapped: source,
+            source: addresses.of(from),
+            changed: addresses.of(local.changed(true, true)).filter(|_| two),
+        };
+        let (short, len) = response.encode();
+        let mut datagram = [0; MAX_RESPONSE];
+        datagram.split_at_mut(MAX_CLASSIC_RESPONSE).0.copy_from_slice(&short);
+        Some(Answer { from, datagram, len })
+    }
+
+    /// Whether an answer may go to `source` now; counts why not.
+    fn admit(&mut self, source: SocketAddr, now: Instant) -> bool {
+        let refused = if !self.may_be_answered(source) {
+            &mut self.stats.bad_source
+        } else if !self.sources.allow(source.ip(), self.config.rate, now) {
+            &mut self.stats.limited
+        } else if !self.total.allow(self.config.total, now) {
+            &mut self.stats.overloaded
+        } else {
+            return true;
+        };
+        *refused += 1;
+        false
     }
 
     /// RFC 8489 §6.3.1 and RFC 5780 §6.1.
@@ -209,9 +262,9 @@ impl Responder {
         if changes && addresses.other_ip.is_none() {
             return (local, Err(Refusal { code: 420, unknown: Unknown::only(attribute::CHANGE_REQUEST) }));
         }
-        let from = Socket { ip: local.ip.changed(request.change_ip), port: local.port.changed(request.change_port) };
+        let from = local.changed(request.change_ip, request.change_port);
         // Other than that to which the request came, whatever it asks for (RFC 5780 §7.4).
-        let other = Socket { ip: local.ip.changed(true), port: local.port.changed(true) };
+        let other = local.changed(true, true);
         let two = addresses.other_ip.is_some();
         let origin = addresses.of(from).filter(|_| two);
         (from, Ok(Success { mapped: source, origin, other: addresses.of(other) }))

@@ -78,14 +78,16 @@ impl Request {
             Some(&[a, b, c, d]) => u32::from_be_bytes([a, b, c, d]),
             Some(_) => return Err(StunError::BadAttribute(attribute::CHANGE_REQUEST)),
         };
-        let request = Self {
-            transaction: message.transaction,
-            change_ip: change & CHANGE_IP != 0,
-            change_port: change & CHANGE_PORT != 0,
-            fingerprint: message.fingerprint,
-        };
+        let (change_ip, change_port) = change_flags(change);
+        let (transaction, fingerprint) = (message.transaction, message.fingerprint);
+        let request = Self { transaction, change_ip, change_port, fingerprint };
         Ok((request, unknown))
     }
+}
+
+/// What CHANGE-REQUEST asks for: another address, another port.
+pub(super) fn change_flags(value: u32) -> (bool, bool) {
+    (value & CHANGE_IP != 0, value & CHANGE_PORT != 0)
 }
 
 /// Attribute types of a message that its reader does not know; at most [`MAX_UNKNOWN`], each once.
@@ -267,18 +269,26 @@ fn read_address(value: &[u8]) -> Option<SocketAddr> {
 }
 
 /// Writes into a buffer that has room for the largest message of its kind, which the constants above add up.
-struct Writer<'a> {
+pub(super) struct Writer<'a> {
     datagram: &'a mut [u8],
     len: usize,
 }
 
 impl<'a> Writer<'a> {
     fn new(datagram: &'a mut [u8], class: Class, transaction: TransactionId) -> Self {
+        let mut id = [0; 16];
+        let (cookie, rest) = id.split_at_mut(4);
+        cookie.copy_from_slice(&MAGIC_COOKIE.to_be_bytes());
+        rest.copy_from_slice(&transaction.0);
+        Self::with_id(datagram, class, id)
+    }
+
+    /// Cookie and transaction, or what RFC 3489 has in their place.
+    pub(super) fn with_id(datagram: &'a mut [u8], class: Class, id: [u8; 16]) -> Self {
         let mut writer = Self { datagram, len: 0 };
         writer.append(&class.with_method(BINDING).to_be_bytes());
         writer.append(&[0; 2]);
-        writer.append(&MAGIC_COOKIE.to_be_bytes());
-        writer.append(&transaction.0);
+        writer.append(&id);
         writer
     }
 
@@ -290,7 +300,7 @@ impl<'a> Writer<'a> {
         self.append([0; 3].get(..self.len.next_multiple_of(4) - self.len).unwrap_or_default());
     }
 
-    fn address(&mut self, ty: u16, address: SocketAddr) {
+    pub(super) fn address(&mut self, ty: u16, address: SocketAddr) {
         let mut value = [0; 20];
         let [p0, p1] = address.port().to_be_bytes();
         let len = match address.ip() {
@@ -316,7 +326,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Fills the length field in, FINGERPRINT last, and tells the message's length.
-    fn finish(mut self, with_fingerprint: bool) -> usize {
+    pub(super) fn finish(mut self, with_fingerprint: bool) -> usize {
         let len = self.len + if with_fingerprint { FINGERPRINT_LEN } else { 0 };
         if let Some(field) = self.datagram.get_mut(2..4) {
             field.copy_from_slice(&((len - HEADER_LEN) as u16).to_be_bytes());

@@ -1,12 +1,13 @@
 //! STUN (RFC 8489) as far as Binding needs it, with the attributes of NAT behaviour discovery (RFC 5780).
 //!
 //! [`Message`] reads any STUN message; [`binding`] makes and reads Binding requests and responses, for client and server
-//! alike. Authentication (MESSAGE-INTEGRITY) is not offered: what a STUN server says about an address is only ever a
+//! alike; [`classic`] serves clients of RFC 3489. Authentication (MESSAGE-INTEGRITY) is not offered: what a STUN server says about an address is only ever a
 //! hint, and each address is proved by a P2P_PING of its own (DESIGN §5). ADR 0008 tells why this codec is ours.
 //!
 //! Nothing here allocates.
 
 pub mod binding;
+pub mod classic;
 
 pub use crate::udp::STUN_MAGIC_COOKIE as MAGIC_COOKIE;
 
@@ -21,11 +22,13 @@ pub const FIRST_OPTIONAL: u16 = 0x8000;
 /// FINGERPRINT is the CRC-32 XORed with this (RFC 8489 §14.7).
 const FINGERPRINT_XOR: u32 = 0x5354_554e;
 
-/// Attribute types (RFC 8489 §18.3, RFC 5780 §9.1).
+/// Attribute types (RFC 8489 §18.3, RFC 5780 §9.1, RFC 3489 §11.2).
 pub mod attribute {
     #![allow(missing_docs, reason = "the names are those of the RFCs")]
     pub const MAPPED_ADDRESS: u16 = 0x0001;
     pub const CHANGE_REQUEST: u16 = 0x0003;
+    pub const SOURCE_ADDRESS: u16 = 0x0004;
+    pub const CHANGED_ADDRESS: u16 = 0x0005;
     pub const USERNAME: u16 = 0x0006;
     pub const MESSAGE_INTEGRITY: u16 = 0x0008;
     pub const ERROR_CODE: u16 = 0x0009;
