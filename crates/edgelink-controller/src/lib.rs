@@ -176,6 +176,7 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
     if let Some(stun) = &stun {
         stun.start();
     }
+    let draining = relay.clone();
     let front = Rc::new(Front {
         hub: Rc::clone(&hub),
         relay,
@@ -194,6 +195,13 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
 
     let shutdown = async {
         tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        let Some(relay) = draining else { return };
+        // Whoever asks twice is in a hurry.
+        tokio::select! {
+            () = relay.drain() => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }

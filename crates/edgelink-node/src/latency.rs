@@ -41,7 +41,8 @@ impl Node {
     pub(crate) fn report_timeout(&mut self, now: Now) {
         // Without the controller there is nobody to tell; the next admission begins anew.
         let Some(link) = self.control_link() else { return };
-        let connected = || self.relays.iter().filter(|(_, relay)| relay.connected());
+        // Who sends to us is not sent to a relay that is about to end.
+        let connected = || self.relays.iter().filter(|(_, relay)| relay.stays());
         self.report.at = Some(now.mono);
         self.report.rtts = connected().filter_map(|(id, relay)| Some((*id, relay.rtt?))).collect();
         let active = self.peers.iter().filter(|(_, peer)| peer.has_data(now.mono)).map(|(NodeId(id), _)| id);

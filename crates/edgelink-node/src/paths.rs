@@ -2,6 +2,7 @@
 
 use crate::link::LinkId;
 use crate::peers::Peer;
+use crate::relays::Relay;
 use crate::timers::Timer;
 use crate::{Drop, Node};
 use edgelink_model::{NodeId, Now, ServerId};
@@ -228,7 +229,10 @@ impl Node {
     pub(crate) fn relays_changed(&mut self, now: Now) {
         let several = self.relays.len() > 1;
         let mut ways = Vec::new();
-        for (id, relay) in self.relays.iter().filter(|(_, relay)| relay.connected()) {
+        // A relay that is about to end is taken only where there is no other.
+        let choice = self.relays.values().any(Relay::stays);
+        let usable = |relay: &Relay| if choice { relay.stays() } else { relay.connected() };
+        for (id, relay) in self.relays.iter().filter(|(_, relay)| usable(relay)) {
             // The other leg is taken to be as long as ours.
             let expected = relay.rtt.map(|rtt| rtt * 2);
             ways.push(RelayWay { relay: *id, hops: Hops::Any, expected });

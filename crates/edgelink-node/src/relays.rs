@@ -36,6 +36,8 @@ pub(crate) struct Relay {
     offered: String,
     checked_at: Option<Instant>,
     pub(crate) rtt: Option<Duration>,
+    /// It has said that it is about to end.
+    leaving: bool,
     pub(crate) problem: Option<String>,
 }
 
@@ -61,6 +63,7 @@ impl Relay {
             offered: String::new(),
             checked_at: None,
             rtt: None,
+            leaving: false,
             problem: None,
         }
     }
@@ -71,6 +74,11 @@ impl Relay {
 
     pub(crate) fn connected(&self) -> bool {
         self.phase == Phase::Ready
+    }
+
+    /// Connected, and not about to end.
+    pub(crate) fn stays(&self) -> bool {
+        self.connected() && !self.leaving
     }
 
     /// Whether nothing was heard for too long: since it was asked, or at all.
@@ -140,6 +148,7 @@ impl Node {
         relay.link = None;
         relay.phase = Phase::Down;
         relay.rtt = None;
+        relay.leaving = false;
         relay.checked_at = None;
         relay.problem = Some(reason.to_owned());
         let wait = relay.backoff.next(now.mono, rng);
@@ -213,7 +222,12 @@ impl Node {
                 let message = crate::control::printable(&error.message);
                 tracing::debug!(code = error.code, about = error.about_node, message, "ERROR from a relay");
                 let refused = (1001..=1003).contains(&error.code);
-                if phase == Phase::Ready && !refused {
+                let unavailable = error.code == u32::from(ErrorCode::Unavailable.as_u16());
+                if phase == Phase::Ready && unavailable && error.about_node == 0 {
+                    tracing::info!(relay = relay.message.name, "the relay is about to end");
+                    relay.leaving = true;
+                    self.relays_changed(now);
+                } else if phase == Phase::Ready && !refused {
                     let undeliverable =
                         [ErrorCode::NodeNotFound, ErrorCode::NodeOffline].map(|code| u32::from(code.as_u16()));
                     if undeliverable.contains(&error.code) {

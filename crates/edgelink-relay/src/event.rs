@@ -192,6 +192,9 @@ pub enum ConnectError {
     /// Too many connections are not authenticated yet.
     #[error("too many unauthenticated connections")]
     TooManyUnauthenticated,
+    /// The relay is about to end.
+    #[error("the relay is about to end")]
+    Draining,
     /// Too many connections.
     #[error("too many connections")]
     TooManyConnections,

@@ -153,6 +153,9 @@ impl Relay {
     fn advised(&self, network: NetworkId, dst: NodeId, now: Now) -> Option<ConnId> {
         let relay = self.locations.next_hop(dst)?;
         let link = *self.mesh.links.get(&relay)?;
+        if self.is_leaving(link) {
+            return None;
+        }
         self.locations.relays_of(dst, network, now.mono).any(|at| at == relay).then_some(link)
     }
 
@@ -164,10 +167,10 @@ impl Relay {
                 let conn = *self.mesh.links.get(&relay)?;
                 // A link that has not been measured yet is the last choice.
                 let rtt = self.get(conn)?.link()?.rtt.get().unwrap_or(u64::MAX);
-                Some((rtt, relay, conn))
+                Some((self.is_leaving(conn), rtt, relay, conn))
             })
             .min()
-            .map(|(_, _, conn)| conn)
+            .map(|(_, _, _, conn)| conn)
     }
 
     /// Looks at one frame, and does what has to be done if it is not to be forwarded.
@@ -230,7 +233,7 @@ impl Relay {
             }
             (Some(FrameType::AuthRequest), Origin::Node { .. }) => self.handle_refresh(conn, frame, now)?,
             (Some(FrameType::AuthRequest), Origin::Mesh { .. }) => self.refresh_mesh(conn, frame, now)?,
-            (Some(FrameType::Error), Origin::Mesh { relay, .. }) => self.handle_mesh_error(relay, frame, now),
+            (Some(FrameType::Error), Origin::Mesh { relay, .. }) => self.handle_mesh_error(conn, relay, frame, now),
             // Never answered: two sides that do not understand each other would go on for ever.
             (Some(FrameType::Error | FrameType::Ack), _) => {}
             (Some(_), _) => {
@@ -257,6 +260,7 @@ impl Relay {
                     Run { frames: run, buffer, queued: now.mono, own: false, flow: queue::bucket(way.src, way.dst) };
                 if self.enqueue(to, way.lane, run) {
                     self.stats.forwarded_frames += frames;
+                    self.stats.forwarded_data_frames += if way.lane == Lane::Data { frames } else { 0 };
                     self.stats.forwarded_bytes += len;
                     if matches!(hop, Hop::Mesh(_)) {
                         self.stats.mesh_out_frames += frames;
@@ -280,9 +284,12 @@ impl Relay {
 
     /// ERROR 3002 from the other end of a link, for a node that sent a frame over it: passed on, and for a moment the
     /// destination is not sought there.
-    fn handle_mesh_error(&mut self, relay: ServerId, frame: &Frame<'_>, now: Now) {
+    fn handle_mesh_error(&mut self, conn: ConnId, relay: ServerId, frame: &Frame<'_>, now: Now) {
         let Ok(error) = proto::Error::decode(frame.payload) else { return };
         let (about, sender) = (NodeId(error.about_node), NodeId(error.for_node));
+        if error.error_code() == Some(ErrorCode::Unavailable) && error.about_node == 0 {
+            return self.link_is_leaving(conn);
+        }
         if error.error_code() != Some(ErrorCode::NodeOffline) || error.for_node == 0 {
             tracing::debug!(%relay, code = error.code, "another relay reports an error");
             return;

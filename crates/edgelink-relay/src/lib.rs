@@ -15,6 +15,7 @@
 
 mod codel;
 mod connection;
+mod drain;
 mod event;
 mod forward;
 mod handshake;

@@ -97,6 +97,8 @@ pub(crate) struct Link {
     pub(crate) unanswered_since: Option<Instant>,
     /// Frames have been sent since the last PING.
     carried: bool,
+    /// The other relay has said that it is about to end.
+    pub(crate) leaving: bool,
 }
 
 /// A link as others see it.
@@ -284,6 +286,7 @@ impl Relay {
             next_ping: now.mono,
             unanswered_since: None,
             carried: false,
+            leaving: false,
         };
         if let Some(connection) = self.get_mut(conn) {
             connection.state = State::Mesh(Box::new(link));

@@ -51,6 +51,8 @@ pub struct Relay {
     pub(crate) mesh: Mesh,
     pub(crate) locations: Locations,
     pub(crate) uplink: Uplink,
+    /// No further connections are taken.
+    pub(crate) draining: bool,
     pub(crate) events: VecDeque<RelayEvent>,
     pub(crate) stats: RelayStats,
 }
@@ -84,6 +86,7 @@ impl Relay {
             mesh: Mesh::default(),
             locations,
             uplink: Uplink::default(),
+            draining: false,
             events: VecDeque::new(),
             stats: RelayStats::default(),
         }
@@ -162,6 +165,9 @@ impl Relay {
 
     fn room_for(&self, remote: Option<IpAddr>) -> Result<(), ConnectError> {
         let limits = &self.config.limits;
+        if self.draining {
+            return Err(ConnectError::Draining);
+        }
         if self.connections.len() >= limits.connections {
             return Err(ConnectError::TooManyConnections);
         }

@@ -116,6 +116,8 @@ pub struct RelayStats {
     pub messages: u64,
     /// Frames accepted for forwarding.
     pub forwarded_frames: u64,
+    /// Those of them that were DATA: what ends when nodes have moved to other relays.
+    pub forwarded_data_frames: u64,
     /// Their bytes, headers included.
     pub forwarded_bytes: u64,
     /// Of the forwarded frames, those sent to another relay.

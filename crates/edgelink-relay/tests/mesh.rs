@@ -5,8 +5,8 @@ mod common;
 
 use common::mesh::Mesh;
 use common::*;
-use edgelink_model::ErrorCode::NodeOffline;
-use edgelink_relay::{CloseReason, DropReason};
+use edgelink_model::ErrorCode::{NodeOffline, Unavailable};
+use edgelink_relay::{CloseReason, ConnectError, DropReason};
 use edgelink_wire::control::{self, proto};
 use edgelink_wire::{Flags, FrameType};
 use std::time::Duration;
@@ -386,4 +386,39 @@ fn a_saved_state_brings_everything_back() {
     }
     let odd = control::encode(&proto::Ack::default(), Flags::NONE).unwrap();
     assert!(fresh.restore(&odd, now).unwrap_err().to_string().contains("damaged"));
+}
+
+#[test]
+fn a_relay_that_is_about_to_end_says_so_and_forwards_on_while_others_move() {
+    let mut mesh = Mesh::linked(&[1, 2, 3]);
+    mesh.join(1, 10, 7);
+    mesh.join(2, 20, 7);
+    mesh.join(3, 20, 7);
+    mesh.locate(&[(10, 7, &[1]), (20, 7, &[2, 3])]);
+    mesh.next_hops(1, &[1, 2, 3], &[(20, 2)]);
+    mesh.say(1, 10, &data(10, 20, 1));
+    assert_eq!(mesh.got(2, 20), [data(10, 20, 1)]);
+
+    let now = mesh.now;
+    assert!(mesh.relays.get_mut(&2).unwrap().drain(now), "somebody is there, and there are other relays");
+    mesh.run();
+    assert_eq!(mesh.errors(2, 20), [error(Unavailable, 0, 0)]);
+    assert!(mesh.errors(3, 20).is_empty());
+    let refused = mesh.relays.get_mut(&2).unwrap().connect_mesh(None, now);
+    assert_eq!(refused, Err(ConnectError::Draining));
+    // What its node still sends is forwarded; what is for it goes another way, whatever the table says.
+    mesh.say(2, 20, &data(20, 10, 2));
+    assert_eq!(mesh.got(1, 10), [data(20, 10, 2)]);
+    mesh.say(1, 10, &data(10, 20, 3));
+    assert_eq!((mesh.got(2, 20).len(), mesh.got(3, 20)), (0, vec![data(10, 20, 3)]));
+    // Where there is no other way it is still taken.
+    mesh.locate(&[(10, 7, &[1]), (20, 7, &[2])]);
+    mesh.say(1, 10, &data(10, 20, 4));
+    assert_eq!(mesh.got(2, 20), [data(10, 20, 4)]);
+    assert_eq!(mesh.closes, []);
+
+    let mut alone = Mesh::linked(&[1]);
+    alone.join(1, 10, 7);
+    let now = alone.now;
+    assert!(!alone.relays.get_mut(&1).unwrap().drain(now), "nobody has anywhere to go");
 }

@@ -154,6 +154,12 @@ async fn serve(config: ServerConfig, env: Env) -> Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        // Whoever asks twice is in a hurry.
+        tokio::select! {
+            () = shell.drain() => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     };
     // Whoever started us may have closed the pipe; serving matters more.
     let ready = |place: String| {

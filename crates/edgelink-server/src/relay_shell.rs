@@ -12,7 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 
 /// Runs of frames shorter than this are copied together into one WebSocket message; longer ones go as they came.
@@ -23,6 +23,14 @@ const COPY_BELOW: usize = 4 << 10;
 
 /// Messages that may wait on their way to the controller; beyond it the connection counts as lost.
 pub const TO_CONTROLLER: usize = 4_096;
+
+/// A relay that ends waits at most so long for nodes to move to others …
+const DRAIN_AT_MOST: Duration = Duration::from_secs(4);
+/// … and is left when no data has come for so long.
+const DRAINED_AFTER: Duration = Duration::from_millis(750);
+/// Then connections have so long to end.
+const CLOSE_AT_MOST: Duration = Duration::from_secs(1);
+const CLOSE_POLL: Duration = Duration::from_millis(10);
 
 /// What the relay wants of its connection to the controller. No `Debug`: a message may hold the server_token.
 pub enum UplinkEvent {
@@ -114,6 +122,34 @@ impl RelayShell {
     pub fn controller_message(self: &Rc<Self>, message: &[u8]) {
         self.relay.borrow_mut().handle_controller(message, now());
         self.pump();
+    }
+
+    /// Lets the relay end without a loss: nodes and other relays are told, have time to move, and the connections are
+    /// closed once data has ceased for a moment, or after [`DRAIN_AT_MOST`].
+    pub async fn drain(self: &Rc<Self>) {
+        let useful = self.relay.borrow_mut().drain(now());
+        self.pump();
+        if useful {
+            tracing::info!("nodes move to other relays");
+            let begin = Instant::now();
+            let (mut forwarded, mut since) = (self.stats().forwarded_data_frames, begin);
+            while begin.elapsed() < DRAIN_AT_MOST && since.elapsed() < DRAINED_AFTER {
+                tokio::time::sleep(DRAINED_AFTER / 10).await;
+                let frames = self.stats().forwarded_data_frames;
+                if frames != forwarded {
+                    (forwarded, since) = (frames, Instant::now());
+                }
+            }
+        }
+        self.conns.borrow().values().for_each(|handle| handle.close(true));
+        let closed = async {
+            while !self.conns.borrow().is_empty() {
+                tokio::time::sleep(CLOSE_POLL).await;
+            }
+        };
+        if tokio::time::timeout(CLOSE_AT_MOST, closed).await.is_err() {
+            tracing::debug!("some connections did not end in time");
+        }
     }
 
     /// A node's connection, from its upgrade to its end. `remote` is the client's address where no proxy hides it.

@@ -8,15 +8,20 @@
 //! says `NOT TESTED` and why.
 #![allow(clippy::disallowed_methods, reason = "the tests work on the real clock")]
 
+pub mod failover;
+mod flows;
 mod net;
 mod node;
 mod pinger;
 pub mod raw;
+mod web;
 pub mod wire;
 
+pub use flows::{Flowed, INTERVAL, TcpFlow, UdpFlow};
 pub use net::{Net, NetOptions, binary, bytes};
 pub use node::Node;
 pub use pinger::{Pinger, Pings};
+pub use web::{At, Web, WebRelay};
 
 use std::time::Duration;
 

@@ -438,3 +438,21 @@ fn the_interval_of_reports_is_the_controllers_to_say() {
     net.sleep(50 * SECOND);
     assert!((9..=10).contains(&net.reports().len()), "{}", net.reports().len());
 }
+
+#[test]
+fn a_relay_that_is_about_to_end_is_left_before_it_does() {
+    let mut net = Net::settled(&[1, 2]);
+    let current = net.world.peer_status(PEER).path.relay_id.unwrap().0;
+    let other = 3 - current;
+    let link = net.links[&current];
+    net.world.deliver(link, error(4002, "this relay is about to end; take another one"));
+    net.stream(SECOND);
+    assert!(!net.arrived.is_empty() && net.arrived.iter().all(|(_, relay)| *relay == other), "{:?}", net.arrived);
+    assert!(net.world.status().relays.iter().all(|relay| relay.connected), "the connection stays until it ends");
+    // The last one is used however often it says so.
+    net.arrived.clear();
+    let link = net.links[&other];
+    net.world.deliver(link, error(4002, "this relay is about to end; take another one"));
+    net.stream(SECOND);
+    assert!(!net.arrived.is_empty());
+}
