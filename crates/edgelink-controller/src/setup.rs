@@ -1,7 +1,7 @@
 //! From a configuration to a controller that is ready to serve: directory, database, keys, certificate, records.
 
 use crate::os_rng;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use edgelink_auth::auth_key;
 use edgelink_auth::token::{Algorithm, Issuer, TokenKeys};
 use edgelink_config::{BuiltinRelay, ControllerConfig, DatabaseType, Env, Tls};
@@ -13,7 +13,7 @@ use edgelink_os::{files, host};
 use edgelink_server::certificate::{self, OwnCertificate};
 use edgelink_server::dialler::MeshDialler;
 use edgelink_server::stun::StunShell;
-use edgelink_store::{NewAuthKey, Store, TOKEN_KEYS};
+use edgelink_store::{Location, MariaDbUrl, NewAuthKey, Store, TOKEN_KEYS};
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -39,17 +39,27 @@ impl State {
         let dir = config.state_dir(env, root);
         files::create_private_dir(&dir)?;
         let lock = lock(&dir)?;
-        if config.database.kind == DatabaseType::MariaDb {
-            bail!("database.type \"mariadb\" is not supported by this version; use \"sqlite\"");
-        }
-        let path = config.database_path(env, root);
-        if let Some(parent) = path.parent() {
-            files::create_private_dir(parent)?;
-        }
-        let store = Store::open(&path, true).await?;
+        let store = match database(config, env, root)? {
+            Location::Sqlite(path) => {
+                if let Some(parent) = path.parent() {
+                    files::create_private_dir(parent)?;
+                }
+                Store::open(&path, true).await?
+            }
+            Location::MariaDb(url) => Store::open_mariadb(&url, Some(&dir)).await?,
+        };
         // Nobody is connected to a process that has just begun.
         store.reset_presence().await?;
         Ok(Self { dir, store, _lock: lock })
+    }
+}
+
+fn database(config: &ControllerConfig, env: &Env, root: bool) -> Result<Location> {
+    match (config.database.kind, &config.database.url) {
+        (DatabaseType::MariaDb, Some(url)) => {
+            Ok(Location::MariaDb(MariaDbUrl::parse(url.expose()).context("`database.url`")?))
+        }
+        _ => Ok(config.database_path(env, root).into()),
     }
 }
 

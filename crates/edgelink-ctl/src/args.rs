@@ -42,6 +42,9 @@ pub(crate) enum Command {
     /// Make auth keys, revoke tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Back up and check the database
+    #[command(subcommand)]
+    Db(crate::maintenance::DbCommand),
     /// Show what there is, in numbers
     Status,
 }

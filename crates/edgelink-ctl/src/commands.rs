@@ -3,7 +3,7 @@
 use crate::args::{Cli, Command, Lifetime, NetworkCommand, NodeCommand, NodeRef, TokenCommand};
 use crate::error::CtlError;
 use crate::output::Output;
-use crate::{database, rows, servers};
+use crate::{database, maintenance, rows, servers};
 use edgelink_api::rest;
 use edgelink_auth::auth_key;
 use edgelink_config::Env;
@@ -19,6 +19,7 @@ pub(crate) async fn execute(cli: &Cli, env: &Env, root: bool, out: &mut Output<'
         Command::Node(command) => node(&store, command, out).await,
         Command::Server(command) => servers::execute(&store, cli, env, root, command, out).await,
         Command::Token(command) => token(&store, command, out).await,
+        Command::Db(command) => maintenance::execute(&store, command, out).await,
         Command::Status => status(&store, out).await,
     };
     // The write-ahead log is folded in by whoever closes last; failing that, by the next one.
@@ -289,7 +290,7 @@ async fn status(store: &Store, out: &mut Output<'_>) -> Result<(), CtlError> {
     }
     let nodes = overview.nodes;
     out.fields(&[
-        ("database", store.path().display().to_string()),
+        ("database", store.location().to_string()),
         ("config version", overview.config_version.to_string()),
         ("networks", overview.networks.to_string()),
         (

@@ -3,39 +3,53 @@
 use crate::args::Cli;
 use crate::error::CtlError;
 use edgelink_config::{Config, ControllerConfig, DatabaseType, Env};
-use edgelink_store::{Actor, Store};
-use std::path::{Path, PathBuf};
+use edgelink_store::{Actor, Location, MariaDbUrl, Store};
+use std::path::Path;
 
 /// The specification's default, in the working directory.
 const LOCAL: &str = "edgelink.db";
 
 pub(crate) async fn open(cli: &Cli, env: &Env, root: bool) -> Result<Store, CtlError> {
-    let path = find(cli, env, root)?;
+    let location = find(cli, env, root)?;
     // The person behind sudo, not root.
     let user = ["SUDO_USER", "USER"].iter().find_map(|name| env.get(name)).map(str::to_owned);
-    Ok(Store::open(path, false).await?.acting_as(Actor::cli(user)))
+    Ok(Store::open_existing(&location).await?.acting_as(Actor::cli(user)))
 }
 
 /// `--db`, else what `--config` names, else `edgelink.db` here, else the controller's default.
-pub(crate) fn find(cli: &Cli, env: &Env, root: bool) -> Result<PathBuf, CtlError> {
+pub(crate) fn find(cli: &Cli, env: &Env, root: bool) -> Result<Location, CtlError> {
     if let Some(path) = &cli.db {
-        return Ok(path.clone());
+        return Ok(path.clone().into());
     }
     if cli.config.is_none() && Path::new(LOCAL).exists() {
-        return Ok(LOCAL.into());
+        return Ok(Location::from(LOCAL));
     }
     let config: ControllerConfig = edgelink_config::load(cli.config.as_deref(), env)?;
     config.validate()?;
-    if config.database.kind == DatabaseType::MariaDb {
-        return Err(CtlError::Usage("this version administers SQLite databases only; give --db PATH".into()));
-    }
-    let path = config.database_path(env, root);
+    let path = match location(&config, env, root)? {
+        Location::Sqlite(path) => path,
+        server => return Ok(server),
+    };
     // A path that somebody chose is opened, or complained about, as it is.
     if cli.config.is_some() || config.database.path.is_some() || config.state_dir.is_some() || path.exists() {
-        return Ok(path);
+        return Ok(path.into());
     }
     Err(CtlError::Usage(format!(
         "no database found: there is neither {LOCAL} here nor {}; give --db PATH or --config FILE",
         path.display()
     )))
+}
+
+/// The database that a controller's configuration names.
+///
+/// # Errors
+/// [`CtlError::Usage`] when `database.url` is malformed; it is not repeated.
+pub(crate) fn location(config: &ControllerConfig, env: &Env, root: bool) -> Result<Location, CtlError> {
+    Ok(match (config.database.kind, &config.database.url) {
+        (DatabaseType::MariaDb, Some(url)) => Location::MariaDb(
+            MariaDbUrl::parse(url.expose()).map_err(|error| CtlError::Usage(format!("`database.url`: {error}")))?,
+        ),
+        // The other halves are refused by the configuration itself.
+        _ => config.database_path(env, root).into(),
+    })
 }

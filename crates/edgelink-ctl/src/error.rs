@@ -17,6 +17,9 @@ pub(crate) enum CtlError {
     Output(#[from] io::Error),
     #[error("cannot write the result: {0}")]
     Json(#[from] serde_json::Error),
+    /// `db check` found something; the report says what.
+    #[error("the database is not sound; restore a backup, or ask for help with the report")]
+    Unsound,
     /// The controller's own keys or certificate are unusable.
     #[error("{0}")]
     Damaged(String),
@@ -31,7 +34,7 @@ impl CtlError {
             Self::Usage(_) | Self::Config(_) | Self::Store(StoreError::Invalid(_)) => 2,
             Self::Store(StoreError::Open { denied: true, .. }) => 4,
             Self::Store(StoreError::Missing(_) | StoreError::Locked(_) | StoreError::Open { .. }) => 3,
-            Self::Store(_) | Self::Output(_) | Self::Json(_) | Self::Damaged(_) | Self::Random(_) => 1,
+            Self::Store(_) | Self::Unsound | Self::Output(_) | Self::Json(_) | Self::Damaged(_) | Self::Random(_) => 1,
         }
     }
 }

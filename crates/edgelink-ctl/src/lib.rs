@@ -11,6 +11,7 @@ mod args;
 mod commands;
 mod database;
 mod error;
+mod maintenance;
 mod output;
 pub mod rows;
 mod servers;

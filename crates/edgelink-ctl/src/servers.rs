@@ -157,7 +157,7 @@ async fn introduce(
     let config: Option<ControllerConfig> = edgelink_config::load(cli.config.as_deref(), env).ok();
     let url = controller.controller.clone().or_else(|| config.and_then(|config| config.public_url.0.first().cloned()));
     let known = url.is_some();
-    let config = configuration(record, &token, url, pin(&database)?);
+    let config = configuration(record, &token, url, pin(database.file())?);
     if out.json {
         return out.json(&Added { id: record.id.0, token, config });
     }
@@ -186,8 +186,10 @@ async fn token(store: &Store, record: &ServerRecord) -> Result<String, CtlError>
 }
 
 /// What to pin when the controller has a certificate of its own making, which lies beside its database.
-fn pin(database: &Path) -> Result<Option<String>, CtlError> {
-    let Some(pem) = database.parent().and_then(|dir| std::fs::read(dir.join("ca.pem")).ok()) else { return Ok(None) };
+fn pin(database: Option<&Path>) -> Result<Option<String>, CtlError> {
+    let Some(pem) = database.and_then(Path::parent).and_then(|dir| std::fs::read(dir.join("ca.pem")).ok()) else {
+        return Ok(None);
+    };
     let unusable = |error| CtlError::Damaged(format!("ca.pem beside the database: {error}"));
     Ok(Some(edgelink_net::tls::spki_pin(&pem).map_err(unusable)?.to_string()))
 }

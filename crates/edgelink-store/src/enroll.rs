@@ -9,6 +9,7 @@ use crate::nodes;
 use crate::store::{Store, Subject, Writer, from_db, id_from_db, to_db};
 use edgelink_model::NetworkId;
 use edgelink_model::records::{EnrollError, EnrollRequest, HostInfo, NodeRecord};
+use sea_orm::sea_query::{Expr, ExprTrait as _, Func};
 use sea_orm::{
     ActiveValue::Set, ColumnTrait, DbErr, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QuerySelect,
 };
@@ -240,16 +241,16 @@ async fn consume(writer: &Writer, key: auth_key::Model, machine: &str) -> Result
 /// A name made of the host name that is free in `network`.
 async fn free_name(writer: &Writer, network: &network::Model, hostname: &str) -> Result<String, StoreError> {
     let wanted = names::from_hostname(hostname);
-    let stem: String = wanted.chars().take(48).collect();
+    // Without regard to case, as people read them; `_` matches too much, which does no harm.
+    let stem = format!("{}%", wanted.chars().take(48).collect::<String>().to_lowercase());
     let taken: Vec<String> = node::Entity::find()
         .select_only()
         .column(node::Column::Name)
         .filter(node::Column::NetworkId.eq(network.id))
-        .filter(node::Column::Name.starts_with(stem))
+        .filter(Expr::expr(Func::lower(Expr::col(node::Column::Name))).like(stem))
         .into_tuple()
         .all(&writer.txn)
         .await?;
-    // Lower case, as a case-insensitive collation compares.
     let taken: HashSet<String> = taken.into_iter().map(|name| name.to_lowercase()).collect();
     Ok(names::make_unique(&wanted, |name| taken.contains(&name.to_lowercase())))
 }

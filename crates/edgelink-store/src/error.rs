@@ -1,6 +1,9 @@
 //! What can go wrong, in sentences that say what to do.
 
+use crate::location::Location;
 use sea_orm::{DbErr, RuntimeErr};
+use sqlx::mysql::MySqlDatabaseError;
+use sqlx::sqlite::SqliteError;
 use std::path::PathBuf;
 
 /// Why a store operation failed. The texts are fit for an administrator; nothing of a secret is in them.
@@ -34,46 +37,46 @@ pub enum StoreError {
         /// Offered.
         given: u64,
     },
-    /// The file does not exist and may not be made.
-    #[error("there is no database at {}; start the controller once to make it, or check the path", .0.display())]
-    Missing(PathBuf),
+    /// The database does not exist, or is empty, and may not be made.
+    #[error("there is no database at {0}; start the controller once to make it, or check the {what}", what = what(.0))]
+    Missing(Location),
     /// The file exists, and is no SQLite database.
     #[error("{} is not an SQLite database; give the controller's database, or move the file away", .0.display())]
     NotADatabase(PathBuf),
-    /// An SQLite database of some other program.
-    #[error("{} is a database, but not EdgeLink's; give another path", .0.display())]
-    Foreign(PathBuf),
-    /// The file or its directory cannot be opened.
-    #[error("cannot open the database {}: {reason}", .path.display())]
+    /// A database of some other program.
+    #[error("{0} is a database, but not EdgeLink's; give another {what}", what = what(.0))]
+    Foreign(Location),
+    /// The file or its directory cannot be opened, or the server does not let us in.
+    #[error("cannot open the database {location}: {reason}")]
     Open {
-        /// The file.
-        path: PathBuf,
+        /// The file or server.
+        location: Location,
         /// Why, and what to do.
         reason: String,
         /// Whether this user lacks the permission.
         denied: bool,
     },
     /// Another process holds the database too long.
-    #[error("the database {} is locked by another process; try again, or stop the process that holds it", .0.display())]
-    Locked(PathBuf),
+    #[error("the database {0} is locked by another process; try again, or stop the process that holds it")]
+    Locked(Location),
     /// Made by a newer EdgeLink.
     #[error(
-        "the database {} has schema {found}, but this program knows only up to {known}: a newer EdgeLink upgraded it; \
-         use that version, or restore the backup that it made", .path.display()
+        "the database {location} has schema {found}, but this program knows only up to {known}: a newer EdgeLink upgraded \
+         it; use that version, or restore the backup that it made"
     )]
     SchemaNewer {
-        /// The file.
-        path: PathBuf,
+        /// The file or server.
+        location: Location,
         /// Newest migration in the database.
         found: String,
         /// Newest migration of this program.
         known: String,
     },
     /// Made by an older EdgeLink and not upgraded yet.
-    #[error("the database {} has an older schema; start this version's controller once to upgrade it", .0.display())]
-    SchemaOlder(PathBuf),
-    /// The copy before an upgrade failed, so the upgrade did not begin.
-    #[error("cannot back up the database to {} before its upgrade, so nothing was changed: {reason}", .path.display())]
+    #[error("the database {0} has an older schema; start this version's controller once to upgrade it")]
+    SchemaOlder(Location),
+    /// A copy failed. Before an upgrade: the upgrade did not begin.
+    #[error("cannot back up the database to {}, so nothing was changed: {reason}", .path.display())]
     Backup {
         /// Where the copy should have gone.
         path: PathBuf,
@@ -94,19 +97,35 @@ impl From<DbErr> for StoreError {
     }
 }
 
-/// SQLite's primary result code, if `error` carries one.
-pub(crate) fn sqlite_code(error: &DbErr) -> Option<u32> {
+/// What the administrator gave: a path, or a URL.
+fn what(location: &Location) -> &'static str {
+    if location.is_shared() { "URL" } else { "path" }
+}
+
+fn driver_error(error: &DbErr) -> Option<&dyn sqlx::error::DatabaseError> {
     let (DbErr::Conn(RuntimeErr::SqlxError(e))
     | DbErr::Exec(RuntimeErr::SqlxError(e))
     | DbErr::Query(RuntimeErr::SqlxError(e))) = error
     else {
         return None;
     };
-    let code: u32 = e.as_database_error()?.code()?.parse().ok()?;
+    e.as_database_error()
+}
+
+/// SQLite's primary result code, if `error` carries one.
+pub(crate) fn sqlite_code(error: &DbErr) -> Option<u32> {
+    let error = driver_error(error)?.try_downcast_ref::<SqliteError>()?;
+    let code: u32 = sqlx::error::DatabaseError::code(error)?.parse().ok()?;
     Some(code & 0xff)
 }
 
-/// `SQLITE_BUSY` or `SQLITE_LOCKED`.
+/// MariaDB's error number, if `error` carries one.
+pub(crate) fn mariadb_number(error: &DbErr) -> Option<u16> {
+    Some(driver_error(error)?.try_downcast_ref::<MySqlDatabaseError>()?.number())
+}
+
+/// Somebody else holds what we need: `SQLITE_BUSY` and `SQLITE_LOCKED`, MariaDB's lock wait timeout and deadlock. Trying
+/// again may help.
 pub(crate) fn is_locked(error: &DbErr) -> bool {
-    matches!(sqlite_code(error), Some(5 | 6))
+    matches!(sqlite_code(error), Some(5 | 6)) || matches!(mariadb_number(error), Some(1205 | 1213))
 }

@@ -1,4 +1,4 @@
-//! EdgeLink's database: SQLite behind one repository interface, [`Store`]. The database is the truth (DESIGN §4).
+//! EdgeLink's database: SQLite or MariaDB behind one repository interface, [`Store`]. The database is the truth (DESIGN §4).
 //!
 //! Every writer, whichever process it lives in, takes the locked one-row counter first and appends to `change_log` in its
 //! transaction, so commit order is id order. A controller reads [`Store::snapshot`] once and then follows
@@ -10,10 +10,16 @@
 
 mod auth_keys;
 mod changes;
+mod check;
 mod convert;
+mod dump;
 mod enroll;
 mod entity;
 mod error;
+mod location;
+mod mariadb;
+#[cfg(test)]
+mod mariadb_tests;
 mod migration;
 mod names;
 mod networks;
@@ -25,11 +31,14 @@ mod revocations;
 mod routes;
 mod servers;
 mod settings;
+mod sqlite;
 mod store;
 
 pub use auth_keys::{AuthKeyRecord, NewAuthKey};
 pub use changes::Changes;
+pub use check::{Check, Report};
 pub use error::StoreError;
+pub use location::{Location, MariaDbUrl};
 pub use networks::{MAX_PREFIX_LEN, MIN_PREFIX_LEN, NetworkDetails, NewNetwork, parse_subnet};
 pub use nodes::{NodeDetails, NodeFilter, NodeTouch, ONLINE_FRESHNESS};
 pub use revocations::{DEFAULT_REVOCATION_LIFETIME, RevocationDetails};

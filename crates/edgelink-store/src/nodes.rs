@@ -16,13 +16,15 @@ use sea_orm::{
     ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, ExprTrait, IntoActiveModel, PaginatorTrait,
     QueryFilter, QueryOrder, QuerySelect,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// `online` is believed this long after `last_seen`: a controller that died cannot take it back. A living controller
 /// touches its connected nodes at least every third of it.
 pub const ONLINE_FRESHNESS: Duration = Duration::from_secs(180);
+/// Below what any SQLite takes as parameters.
+const IDS_PER_STATEMENT: usize = 500;
 
 /// A node with what only people want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,15 +228,22 @@ impl Store {
         if batch.is_empty() {
             return Ok(());
         }
-        let writer = self.write().await?;
+        // One statement for all that say the same, as a batch of one second does.
+        let mut alike: BTreeMap<(bool, UnixMillis), Vec<i32>> = BTreeMap::new();
         for touch in batch {
             let Ok(id) = id_to_db(touch.id.0) else { continue };
-            node::Entity::update_many()
-                .col_expr(node::Column::Online, Expr::value(touch.online))
-                .col_expr(node::Column::LastSeen, Expr::value(to_db(touch.last_seen)?))
-                .filter(node::Column::Id.eq(id))
-                .exec(&writer.txn)
-                .await?;
+            alike.entry((touch.online, touch.last_seen)).or_default().push(id);
+        }
+        let writer = self.write().await?;
+        for ((online, last_seen), ids) in alike {
+            for ids in ids.chunks(IDS_PER_STATEMENT) {
+                node::Entity::update_many()
+                    .col_expr(node::Column::Online, Expr::value(online))
+                    .col_expr(node::Column::LastSeen, Expr::value(to_db(last_seen)?))
+                    .filter(node::Column::Id.is_in(ids.iter().copied()))
+                    .exec(&writer.txn)
+                    .await?;
+            }
         }
         writer.commit().await?;
         Ok(())

@@ -1,23 +1,26 @@
-//! Opening: the file, its permissions, its schema, and errors that name it.
+//! Opening: the schema, made, upgraded after a backup, or refused.
 
-use crate::error::{StoreError, is_locked, sqlite_code};
+use crate::error::StoreError;
+use crate::location::{Location, MariaDbUrl};
 use crate::migration::Migrator;
 use crate::store::Store;
-use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+use crate::{dump, mariadb, sqlite};
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbErr, EntityTrait, SqliteTransactionMode,
-    Statement, TransactionOptions, TransactionTrait,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, SqliteTransactionMode,
+    TransactionOptions, TransactionTrait,
 };
 use sea_orm_migration::{MigratorTraitSelf, SchemaManager, seaql_migrations};
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-/// How long a statement waits for another process's transaction. Ours take milliseconds.
+/// How long an SQLite statement waits for another process's transaction. Ours take milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// One writes at a time, the others read.
-const CONNECTIONS: u32 = 4;
+/// How long a MariaDB statement waits for another's lock, in seconds.
+const LOCK_WAIT: u32 = 5;
+/// How long a controller waits for another one that is upgrading the same MariaDB.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(120);
+/// A table that is there while the first schema is being made: MariaDB cannot undo DDL, but it can begin again.
+const UNFINISHED: &str = "edgelink_unfinished";
 
 impl Store {
     /// Opens the SQLite database at `path`.
@@ -31,133 +34,201 @@ impl Store {
         Self::open_with(path.as_ref(), create, &Migrator::CURRENT, BUSY_TIMEOUT).await
     }
 
+    /// Opens the database of a MariaDB server. The database must exist; with `backups` (the controller) its schema is
+    /// made, or upgraded after a dump into that directory. Without (`edgelink-ctl`) both are refused.
+    ///
+    /// # Errors
+    /// Each names the database, without the password, and says what to do.
+    pub async fn open_mariadb(url: &MariaDbUrl, backups: Option<&Path>) -> Result<Self, StoreError> {
+        Self::open_mariadb_with(url, backups, &Migrator::CURRENT, LOCK_WAIT).await
+    }
+
+    /// Opens what is there, wherever it is; nothing is made or upgraded.
+    ///
+    /// # Errors
+    /// Each names the database and says what to do.
+    pub async fn open_existing(location: &Location) -> Result<Self, StoreError> {
+        match location {
+            Location::Sqlite(path) => Self::open(path, false).await,
+            Location::MariaDb(url) => Self::open_mariadb(url, None).await,
+        }
+    }
+
     pub(crate) async fn open_with(
         path: &Path,
         create: bool,
         migrator: &Migrator,
         busy_timeout: Duration,
     ) -> Result<Self, StoreError> {
-        let fresh = prepare_file(path, create)?;
-        let db = connect(path, busy_timeout).await.map_err(|e| explain_open(path, e))?;
-        if let Err(error) = check_schema(&db, path, create, fresh, migrator).await {
+        let fresh = sqlite::prepare_file(path, create)?;
+        let db = sqlite::connect(path, busy_timeout).await.map_err(|e| sqlite::explain_open(path, e))?;
+        if let Err(error) = prepare_sqlite(&db, path, create, fresh, migrator).await {
             let _ = db.close().await;
             return Err(match error {
-                StoreError::Database(e) => explain_open(path, e),
+                StoreError::Database(e) => sqlite::explain_open(path, e),
                 other => other,
             });
         }
-        Ok(Self::from_parts(db, path.to_owned()))
+        Ok(Self::from_parts(db, path.into()))
     }
-}
 
-/// Whether the file is (still) empty. Makes it, for our eyes only, if it is missing and may be made.
-fn prepare_file(path: &Path, create: bool) -> Result<bool, StoreError> {
-    let refuse = |reason: String| StoreError::Open { path: path.to_owned(), reason, denied: false };
-    let deny = |e: io::Error, advice: &str| StoreError::Open {
-        path: path.to_owned(),
-        reason: format!("{e}; {advice}"),
-        denied: e.kind() == io::ErrorKind::PermissionDenied,
-    };
-    match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => Err(refuse("it is a directory; give a file".into())),
-        Ok(meta) => {
-            warn_if_readable_by_others(path, &meta);
-            if meta.len() == 0 && !create { Err(StoreError::Missing(path.to_owned())) } else { Ok(meta.len() == 0) }
+    pub(crate) async fn open_mariadb_with(
+        url: &MariaDbUrl,
+        backups: Option<&Path>,
+        migrator: &Migrator,
+        lock_wait: u32,
+    ) -> Result<Self, StoreError> {
+        let mut db = mariadb::connect(url, lock_wait).await?;
+        if backups.is_some() && collate(&db).await.map_err(|e| mariadb::explain(url, e))? {
+            // A connection remembers the collation that its database had when it was made.
+            let _ = db.close().await;
+            db = mariadb::connect(url, lock_wait).await?;
         }
-        Err(e) if e.kind() == io::ErrorKind::NotFound && !create => Err(StoreError::Missing(path.to_owned())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => match private(path).create_new(true).open(path) {
-            Ok(_) => Ok(true),
-            // Another process was faster.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                Err(refuse("its directory does not exist; make it, or give another path".into()))
-            }
-            Err(e) => Err(deny(e, "give a path that this user may write")),
-        },
-        Err(e) => Err(deny(e, "run as the controller's user, or as root")),
+        if let Err(error) = prepare_mariadb(&db, url, backups, migrator).await {
+            let _ = db.close().await;
+            return Err(match error {
+                StoreError::Database(e) => mariadb::explain(url, e),
+                other => other,
+            });
+        }
+        Ok(Self::from_parts(db, Location::MariaDb(url.clone())))
     }
 }
 
-fn private(_path: &Path) -> fs::OpenOptions {
-    let mut options = fs::OpenOptions::new();
-    options.write(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
-}
-
-#[cfg_attr(not(unix), expect(unused_variables, reason = "no modes there"))]
-fn warn_if_readable_by_others(path: &Path, meta: &fs::Metadata) {
-    #[cfg(unix)]
-    if std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), "the database holds keys but others may read it; run chmod 600 on it");
-    }
-}
-
-async fn connect(path: &Path, busy_timeout: Duration) -> Result<DatabaseConnection, DbErr> {
-    // The URL only chooses the driver: a path may hold any character.
-    let mut options = ConnectOptions::new("sqlite://edgelink");
-    let file = path.to_owned();
-    options
-        .max_connections(CONNECTIONS)
-        .acquire_timeout(Duration::from_secs(30))
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .test_before_acquire(false)
-        .sqlx_logging(false)
-        .map_sqlx_sqlite_opts(move |sqlite| {
-            sqlite
-                .filename(&file)
-                .create_if_missing(false)
-                .journal_mode(SqliteJournalMode::Wal)
-                // Whoever was told of his address keeps it, even if the power fails.
-                .synchronous(SqliteSynchronous::Full)
-                .foreign_keys(true)
-                .busy_timeout(busy_timeout)
-        });
-    Database::connect(options).await
-}
-
-async fn check_schema(
+async fn prepare_sqlite(
     db: &DatabaseConnection,
     path: &Path,
     create: bool,
     fresh: bool,
     migrator: &Migrator,
 ) -> Result<(), StoreError> {
+    let location = Location::from(path);
     let applied = applied(SchemaManager::new(db)).await?;
-    if needs_nothing(&applied, path, migrator)? {
+    if needs_nothing(&applied, &location, migrator)? {
         return Ok(());
     }
-    if applied.is_empty() && !fresh && has_tables(db).await? {
-        return Err(StoreError::Foreign(path.to_owned()));
+    if applied.is_empty() && !fresh && sqlite::has_tables(db).await? {
+        return Err(StoreError::Foreign(location));
     }
     if !create {
-        return Err(if applied.is_empty() {
-            StoreError::Missing(path.to_owned())
-        } else {
-            StoreError::SchemaOlder(path.to_owned())
-        });
+        return Err(if applied.is_empty() { StoreError::Missing(location) } else { StoreError::SchemaOlder(location) });
     }
     if !applied.is_empty() {
-        backup(db, path, applied.len()).await?;
+        let copy = sqlite::backup_path(path, &backup_suffix(applied.len()));
+        sqlite::copy(db, &copy).await?;
+        tracing::info!(backup = %copy.display(), "copied the database before its upgrade");
     }
     let options =
         TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
     let txn = db.begin_with_options(options).await?;
     // Another process may have been faster; `up` applies only what is missing.
-    needs_nothing(&self::applied(SchemaManager::new(&txn)).await?, path, migrator)?;
+    needs_nothing(&self::applied(SchemaManager::new(&txn)).await?, &location, migrator)?;
     migrator.up(&txn, None).await?;
     txn.commit().await?;
     Ok(())
 }
 
+async fn prepare_mariadb(
+    db: &DatabaseConnection,
+    url: &MariaDbUrl,
+    backups: Option<&Path>,
+    migrator: &Migrator,
+) -> Result<(), StoreError> {
+    let location = Location::MariaDb(url.clone());
+    let applied = applied(SchemaManager::new(db)).await?;
+    if needs_nothing(&applied, &location, migrator)? {
+        return Ok(());
+    }
+    let Some(backups) = backups else {
+        return Err(match (applied.is_empty(), tables(db).await?.is_empty()) {
+            (false, _) => StoreError::SchemaOlder(location),
+            (true, true) => StoreError::Missing(location),
+            (true, false) if has_table(db, UNFINISHED).await? => StoreError::Missing(location),
+            (true, false) => StoreError::Foreign(location),
+        });
+    };
+    // The lock belongs to this connection, which the transaction keeps; it ends with the process, however that ends.
+    let lock = lock_schema(db, &location).await?;
+    let outcome = migrate_mariadb(db, &location, backups, migrator).await;
+    let _ = lock.execute_raw(mariadb::sql("DO RELEASE_ALL_LOCKS()")).await;
+    let _ = lock.rollback().await;
+    outcome
+}
+
+/// Gives an empty database the collation that its tables will inherit. Whether that was necessary.
+async fn collate(db: &DatabaseConnection) -> Result<bool, DbErr> {
+    if !tables(db).await?.is_empty() {
+        return Ok(false);
+    }
+    let statement = format!("ALTER DATABASE CHARACTER SET utf8mb4 COLLATE {}", mariadb::COLLATION);
+    db.execute_raw(mariadb::sql(&statement)).await?;
+    Ok(true)
+}
+
+async fn lock_schema(db: &DatabaseConnection, location: &Location) -> Result<DatabaseTransaction, StoreError> {
+    let txn = db.begin().await?;
+    let question = format!("SELECT GET_LOCK(CONCAT('edgelink:', MD5(DATABASE())), {})", UPGRADE_PATIENCE.as_secs());
+    let got: Option<i64> = match txn.query_one_raw(mariadb::sql(&question)).await? {
+        Some(row) => row.try_get_by_index(0)?,
+        None => None,
+    };
+    if got == Some(1) { Ok(txn) } else { Err(StoreError::Locked(location.clone())) }
+}
+
+async fn migrate_mariadb(
+    db: &DatabaseConnection,
+    location: &Location,
+    backups: &Path,
+    migrator: &Migrator,
+) -> Result<(), StoreError> {
+    // Another controller may have been faster.
+    let applied = applied(SchemaManager::new(db)).await?;
+    if needs_nothing(&applied, location, migrator)? {
+        return Ok(());
+    }
+    if !applied.is_empty() {
+        let copy = backups.join(format!("mariadb{}.sql", backup_suffix(applied.len())));
+        dump::write(db, &copy).await?;
+        tracing::info!(backup = %copy.display(), "dumped the database before its upgrade");
+        migrator.up(db, None).await?;
+        db.execute_raw(mariadb::sql(&format!("DROP TABLE IF EXISTS {UNFINISHED}"))).await?;
+        return Ok(());
+    }
+    let found = tables(db).await?;
+    if !found.is_empty() && !found.iter().any(|table| table == UNFINISHED) {
+        return Err(StoreError::Foreign(location.clone()));
+    }
+    let run = async |statement: &str| db.execute_raw(mariadb::sql(statement)).await;
+    let mut left: Vec<String> = found.into_iter().filter(|table| table != UNFINISHED).collect();
+    if !left.is_empty() {
+        tracing::warn!("the database's first schema was not finished; begun again");
+    }
+    // Foreign keys demand an order: whatever nobody refers to any more goes, until nothing is left.
+    while !left.is_empty() {
+        let before = left.len();
+        let mut refusal = None;
+        for table in std::mem::take(&mut left) {
+            if let Err(error) = run(&format!("DROP TABLE `{}`", table.replace('`', "``"))).await {
+                refusal = Some(error);
+                left.push(table);
+            }
+        }
+        if let (Some(error), true) = (refusal, left.len() == before) {
+            return Err(error.into());
+        }
+    }
+    run(&format!("CREATE TABLE IF NOT EXISTS {UNFINISHED} (id INTEGER)")).await?;
+    migrator.up(db, None).await?;
+    run(&format!("DROP TABLE {UNFINISHED}")).await?;
+    Ok(())
+}
+
 /// Whether the database has all of this build's migrations, and no others.
-fn needs_nothing(applied: &[String], path: &Path, migrator: &Migrator) -> Result<bool, StoreError> {
+fn needs_nothing(applied: &[String], location: &Location, migrator: &Migrator) -> Result<bool, StoreError> {
     let known = migrator.names();
     if let Some(found) = applied.iter().rfind(|name| !known.contains(name)) {
         return Err(StoreError::SchemaNewer {
-            path: path.to_owned(),
+            location: location.clone(),
             found: found.clone(),
             known: known.last().cloned().unwrap_or_default(),
         });
@@ -165,7 +236,8 @@ fn needs_nothing(applied: &[String], path: &Path, migrator: &Migrator) -> Result
     Ok(applied.len() == known.len())
 }
 
-async fn applied(schema: SchemaManager<'_>) -> Result<Vec<String>, DbErr> {
+/// The migrations that a database has, oldest first.
+pub(crate) async fn applied(schema: SchemaManager<'_>) -> Result<Vec<String>, DbErr> {
     if !schema.has_table("seaql_migrations").await? {
         return Ok(Vec::new());
     }
@@ -175,42 +247,17 @@ async fn applied(schema: SchemaManager<'_>) -> Result<Vec<String>, DbErr> {
     Ok(names)
 }
 
-async fn has_tables(db: &DatabaseConnection) -> Result<bool, DbErr> {
-    let any = Statement::from_string(db.get_database_backend(), "SELECT 1 FROM sqlite_master LIMIT 1");
-    Ok(db.query_one_raw(any).await?.is_some())
+async fn tables(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
+    let list = "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()";
+    db.query_all_raw(mariadb::sql(list)).await?.iter().map(|row| row.try_get_by_index(0)).collect()
 }
 
-/// A consistent copy beside the file, for our eyes only, named after the schema that it has.
-async fn backup(db: &DatabaseConnection, path: &Path, schema: usize) -> Result<(), StoreError> {
+async fn has_table(db: &DatabaseConnection, name: &str) -> Result<bool, DbErr> {
+    SchemaManager::new(db).has_table(name).await
+}
+
+/// Backups are named after the schema that they have.
+fn backup_suffix(schema: usize) -> String {
     let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".backup-schema{schema}-{seconds}"));
-    let copy = PathBuf::from(name);
-    let fail = |reason: String| StoreError::Backup { path: copy.clone(), reason };
-    private(&copy).create_new(true).open(&copy).map_err(|e| fail(e.to_string()))?;
-    let Some(target) = copy.to_str() else { return Err(fail("its name is not UTF-8".into())) };
-    let statement = Statement::from_sql_and_values(db.get_database_backend(), "VACUUM INTO ?", [target.into()]);
-    db.execute_raw(statement).await.map_err(|e| fail(e.to_string()))?;
-    tracing::info!(backup = %copy.display(), "copied the database before its upgrade");
-    Ok(())
-}
-
-/// SQLite's words about a file, with the file and what to do.
-fn explain_open(path: &Path, error: DbErr) -> StoreError {
-    let path = path.to_owned();
-    if is_locked(&error) {
-        return StoreError::Locked(path);
-    }
-    let code = sqlite_code(&error);
-    let reason = match code {
-        Some(26) => return StoreError::NotADatabase(path),
-        Some(11) => "it is damaged; restore a backup".to_owned(),
-        Some(8) => "it is read-only; run as the controller's user, or as root".to_owned(),
-        Some(14) => {
-            "permission denied, or its directory is read-only; run as the controller's user, or as root".to_owned()
-        }
-        Some(13) => "the disk is full".to_owned(),
-        _ => error.to_string(),
-    };
-    StoreError::Open { path, reason, denied: matches!(code, Some(8 | 14)) }
+    format!(".backup-schema{schema}-{seconds}")
 }

@@ -154,11 +154,14 @@ impl Store {
     /// Signs of life of connected servers. Nobody else must know, so nothing is logged.
     pub async fn touch_servers(&self, online: &[ServerId], now: UnixMillis) -> Result<(), StoreError> {
         let ids = online.iter().map(|id| id_to_db(id.0)).collect::<Result<Vec<_>, _>>()?;
+        // A writer like all others: rows locked outside their queue could deadlock with it.
+        let writer = self.write().await?;
         server::Entity::update_many()
             .col_expr(server::Column::LastHeartbeat, Expr::value(to_db(now)?))
             .filter(server::Column::Id.is_in(ids))
-            .exec(&self.db)
+            .exec(&writer.txn)
             .await?;
+        writer.commit().await?;
         Ok(())
     }
 

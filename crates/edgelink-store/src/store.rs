@@ -2,20 +2,23 @@
 
 use crate::entity::{audit_log, change_counter, change_log, network, node, revocation, server};
 use crate::error::{StoreError, is_locked};
+use crate::location::Location;
 use edgelink_model::records::ChangeId;
 use edgelink_model::{NetworkId, NodeId, ServerId, UnixMillis};
 use sea_orm::sea_query::Expr;
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, PaginatorTrait,
-    QueryFilter, QuerySelect, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+    ActiveValue::Set, ColumnTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, IsolationLevel,
+    PaginatorTrait, QueryFilter, QuerySelect, SqliteTransactionMode, TransactionOptions, TransactionTrait,
 };
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 /// How many nodes of one network may wait for authorization (DESIGN §3).
 pub const DEFAULT_MAX_PENDING: u64 = 100;
+
+/// How often MariaDB's lock of all writers is waited for, 5 s each time (SQLite waits 5 s once).
+const LOCK_ATTEMPTS: u32 = 3;
 
 /// A clock that tells Unix ms.
 type Clock = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
@@ -26,7 +29,7 @@ type Clock = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
 #[derive(Clone)]
 pub struct Store {
     pub(crate) db: DatabaseConnection,
-    path: Arc<PathBuf>,
+    location: Arc<Location>,
     /// Writers of this process queue here, fairly; those of other processes meet in the database's own lock.
     writers: Arc<Mutex<()>>,
     clock: Clock,
@@ -79,10 +82,10 @@ pub struct Counts {
 }
 
 impl Store {
-    pub(crate) fn from_parts(db: DatabaseConnection, path: PathBuf) -> Self {
+    pub(crate) fn from_parts(db: DatabaseConnection, location: Location) -> Self {
         Self {
             db,
-            path: Arc::new(path),
+            location: Arc::new(location),
             writers: Arc::default(),
             clock: Arc::new(system_clock),
             actor: Actor::system(),
@@ -105,9 +108,9 @@ impl Store {
         Self { max_pending, ..self.clone() }
     }
 
-    /// The database file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Where the database is.
+    pub fn location(&self) -> &Location {
+        &self.location
     }
 
     /// Waits for the running transactions and closes the connections; later calls fail.
@@ -146,34 +149,57 @@ impl Store {
 
     /// A consistent view of one moment.
     pub(crate) async fn read(&self) -> Result<DatabaseTransaction, StoreError> {
-        self.db.begin().await.map_err(|e| self.explain(e))
+        let isolation = self.location.is_shared().then_some(IsolationLevel::RepeatableRead);
+        self.db.begin_with_config(isolation, None).await.map_err(|e| self.explain(e))
     }
 
     /// Begins the only write transaction there is at this moment, on any process.
     pub(crate) async fn write(&self) -> Result<Writer, StoreError> {
         let guard = Arc::clone(&self.writers).lock_owned().await;
+        for _ in 1..LOCK_ATTEMPTS {
+            match self.lock().await {
+                Err(error) if self.location.is_shared() && is_locked(&error) => {
+                    tracing::debug!(%error, "waiting for the database's lock");
+                }
+                other => return self.writer(other, guard),
+            }
+        }
+        let last = self.lock().await;
+        self.writer(last, guard)
+    }
+
+    /// A transaction that holds the lock of all writers, and the newest change. SQLite's BEGIN IMMEDIATE is that lock;
+    /// elsewhere the counter's row is.
+    async fn lock(&self) -> Result<(DatabaseTransaction, Option<change_counter::Model>), DbErr> {
         let options = TransactionOptions {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..Default::default()
         };
-        let txn = self.db.begin_with_options(options).await.map_err(|e| self.explain(e))?;
-        // SQLite's BEGIN IMMEDIATE already holds the lock; elsewhere this row is it.
-        let version = match change_counter::Entity::find_by_id(1).lock_exclusive().one(&txn).await? {
-            Some(row) => from_db(row.value)?,
-            None => return Err(StoreError::Corrupt("change_counter is empty".into())),
-        };
+        let txn = self.db.begin_with_options(options).await?;
+        let row = change_counter::Entity::find_by_id(1).lock_exclusive().one(&txn).await?;
+        Ok((txn, row))
+    }
+
+    fn writer(
+        &self,
+        locked: Result<(DatabaseTransaction, Option<change_counter::Model>), DbErr>,
+        guard: OwnedMutexGuard<()>,
+    ) -> Result<Writer, StoreError> {
+        let (txn, row) = locked.map_err(|e| self.explain(e))?;
+        let row = row.ok_or_else(|| StoreError::Corrupt("change_counter is empty".into()))?;
+        let version = from_db(row.value)?;
         Ok(Writer { txn, version, logged: false, now: self.now(), actor: self.actor.clone(), _guard: guard })
     }
 
-    /// Names the file where the database's own words would not.
+    /// Names the database where its own words would not.
     pub(crate) fn explain(&self, error: DbErr) -> StoreError {
-        if is_locked(&error) { StoreError::Locked(self.path().to_owned()) } else { error.into() }
+        if is_locked(&error) { StoreError::Locked(self.location().clone()) } else { error.into() }
     }
 }
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("path", &self.path).field("actor", &self.actor).finish_non_exhaustive()
+        f.debug_struct("Store").field("location", &self.location).field("actor", &self.actor).finish_non_exhaustive()
     }
 }
 

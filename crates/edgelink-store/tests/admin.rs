@@ -17,9 +17,10 @@ async fn create(store: &Store, name: &str, subnet: &str) -> Result<NetworkId, St
     store.create_network(new).await.map(|n| n.id).map_err(|e| e.to_string())
 }
 
-#[tokio::test]
-async fn networks_are_made_found_and_deleted() {
-    let (_dir, store) = temp_store().await;
+on_both!(networks_are_made_found_and_deleted);
+
+async fn networks_are_made_found_and_deleted(db: Db) {
+    let store = db.open().await;
     let id = create(&store, "lab", "10.0.1.0/24").await.unwrap();
     let lab = store.find_network("lab").await.unwrap();
     assert_eq!((lab.record.id, lab.nodes, lab.created_at, lab.updated_at), (id, 0, NOW, NOW));
@@ -42,9 +43,10 @@ async fn networks_are_made_found_and_deleted() {
     );
 }
 
-#[tokio::test]
-async fn a_network_with_nodes_stays() {
-    let (_dir, store) = temp_store().await;
+on_both!(a_network_with_nodes_stays);
+
+async fn a_network_with_nodes_stays(db: Db) {
+    let store = db.open().await;
     let lab = network(&store, "lab", "10.9.0.0/24").await;
     let key = edgelink_store::NewAuthKey { network_id: lab, reusable: true, ..one_shot("k") };
     store.create_auth_key(key).await.unwrap();
@@ -58,9 +60,10 @@ async fn a_network_with_nodes_stays() {
     assert_eq!(store.auth_keys().await.unwrap(), [], "its keys go with it");
 }
 
-#[tokio::test]
-async fn nodes_are_found_by_id_before_name_and_ambiguity_is_told() {
-    let (_dir, store) = temp_store().await;
+on_both!(nodes_are_found_by_id_before_name_and_ambiguity_is_told);
+
+async fn nodes_are_found_by_id_before_name_and_ambiguity_is_told(db: Db) {
+    let store = db.open().await;
     let lab = network(&store, "lab", "10.9.0.0/24").await;
     store.create_auth_key(edgelink_store::NewAuthKey { network_id: lab, ..one_shot("k") }).await.unwrap();
     let here = store.enroll(knock(1)).await.unwrap();
@@ -91,9 +94,10 @@ async fn nodes_are_found_by_id_before_name_and_ambiguity_is_told() {
     assert_eq!(store.rename_node(third.id, "web2").await.unwrap().name, "web2");
 }
 
-#[tokio::test]
-async fn routes_belong_to_nodes() {
-    let (_dir, store) = temp_store().await;
+on_both!(routes_belong_to_nodes);
+
+async fn routes_belong_to_nodes(db: Db) {
+    let store = db.open().await;
     let node_id = store.enroll(knock(1)).await.unwrap().id;
     let new = NewRoute { node_id, cidr: "192.168.1.0/24".parse().unwrap(), priority: 100, weight: 100, enabled: false };
     let route = store.add_route(new.clone()).await.unwrap();
@@ -110,9 +114,10 @@ async fn routes_belong_to_nodes() {
     assert_eq!(store.routes().await.unwrap(), []);
 }
 
-#[tokio::test]
-async fn servers_are_added_and_the_builtin_one_stays() {
-    let (_dir, store) = temp_store().await;
+on_both!(servers_are_added_and_the_builtin_one_stays);
+
+async fn servers_are_added_and_the_builtin_one_stays(db: Db) {
+    let store = db.open().await;
     let new = NewServer {
         name: "relay-1".into(),
         url: Some("wss://relay.example.com/ws/data".into()),
@@ -147,9 +152,10 @@ async fn servers_are_added_and_the_builtin_one_stays() {
     assert_eq!(store.counts().await.unwrap().version, version + 1);
 }
 
-#[tokio::test]
-async fn the_audit_log_tells_who_did_what() {
-    let (_dir, store) = temp_store().await;
+on_both!(the_audit_log_tells_who_did_what);
+
+async fn the_audit_log_tells_who_did_what(db: Db) {
+    let store = db.open().await;
     let node = store.enroll(knock(1)).await.unwrap();
     store.acting_as(Actor::cli(Some("alice".into()))).authorize_node(node.id).await.unwrap();
     let log = store.audit_log(10).await.unwrap();

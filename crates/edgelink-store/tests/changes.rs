@@ -22,9 +22,10 @@ fn key(seq: u64, filler: u8) -> NodeKeyRecord {
     NodeKeyRecord { statement: vec![filler; 120], signature: vec![filler; 64], seq }
 }
 
-#[tokio::test]
-async fn several_changes_of_one_thing_come_as_one() {
-    let (_dir, store) = temp_store().await;
+on_both!(several_changes_of_one_thing_come_as_one);
+
+async fn several_changes_of_one_thing_come_as_one(db: Db) {
+    let store = db.open().await;
     let node = store.enroll(knock(1)).await.unwrap();
     store.authorize_node(node.id).await.unwrap();
     let renamed = store.rename_node(node.id, "web").await.unwrap();
@@ -37,9 +38,10 @@ async fn several_changes_of_one_thing_come_as_one() {
     assert!(matches!(changes.as_slice(), [(5, Change::Revoked(_)), (4, Change::NodeDeleted(id))] if *id == node.id));
 }
 
-#[tokio::test]
-async fn deauthorizing_and_deleting_void_every_token_issued_so_far() {
-    let (_dir, store) = temp_store().await;
+on_both!(deauthorizing_and_deleting_void_every_token_issued_so_far);
+
+async fn deauthorizing_and_deleting_void_every_token_issued_so_far(db: Db) {
+    let store = db.open().await;
     store.set_revocation_lifetime(Duration::from_secs(1000)).await.unwrap();
     let node = store.enroll(knock(1)).await.unwrap();
     store.deauthorize_node(node.id).await.unwrap();
@@ -59,9 +61,10 @@ async fn deauthorizing_and_deleting_void_every_token_issued_so_far() {
     assert_eq!(much_later.prune_revocations().await.unwrap(), 0);
 }
 
-#[tokio::test]
-async fn a_revoked_token_is_revoked_once() {
-    let (_dir, store) = temp_store().await;
+on_both!(a_revoked_token_is_revoked_once);
+
+async fn a_revoked_token_is_revoked_once(db: Db) {
+    let store = db.open().await;
     let revocation = store.revoke_token("abc-1", "stolen").await.unwrap();
     assert_eq!(revocation.target, RevocationTarget::Jti("abc-1".into()));
     assert_eq!(revocation.expires_at, NOW / 1000 + 49 * 3600);
@@ -72,9 +75,10 @@ async fn a_revoked_token_is_revoked_once() {
     }
 }
 
-#[tokio::test]
-async fn a_nodes_key_only_rises() {
-    let (_dir, store) = temp_store().await;
+on_both!(a_nodes_key_only_rises);
+
+async fn a_nodes_key_only_rises(db: Db) {
+    let store = db.open().await;
     let id = store.enroll(knock(1)).await.unwrap().id;
     store.set_node_key(id, key(5, 1)).await.unwrap();
     store.set_node_key(id, key(5, 1)).await.unwrap();
@@ -97,9 +101,10 @@ async fn a_nodes_key_only_rises() {
     assert!(matches!(store.set_node_key(NodeId(u32::MAX), key(7, 3)).await, Err(StoreError::NotFound { .. })));
 }
 
-#[tokio::test]
-async fn presence_is_no_change_and_is_forgotten() {
-    let (_dir, store) = temp_store().await;
+on_both!(presence_is_no_change_and_is_forgotten);
+
+async fn presence_is_no_change_and_is_forgotten(db: Db) {
+    let store = db.open().await;
     let id = store.enroll(knock(1)).await.unwrap().id;
     let version = after(&store, 0).await.0;
     let batch =
@@ -114,9 +119,10 @@ async fn presence_is_no_change_and_is_forgotten() {
     assert_eq!((node.online, node.record.last_seen), (false, Some(NOW)));
 }
 
-#[tokio::test]
-async fn a_pruned_or_foreign_position_must_resync() {
-    let (_dir, store) = temp_store().await;
+on_both!(a_pruned_or_foreign_position_must_resync);
+
+async fn a_pruned_or_foreign_position_must_resync(db: Db) {
+    let store = db.open().await;
     for machine in 1..=5 {
         store.enroll(knock(machine)).await.unwrap();
     }
@@ -132,9 +138,10 @@ async fn a_pruned_or_foreign_position_must_resync() {
     assert_eq!(after(&store, 5).await.0, 6, "the counter goes on");
 }
 
-#[tokio::test]
-async fn a_network_is_told_before_its_nodes_and_a_freed_address_before_its_new_owner() {
-    let (_dir, store) = temp_store().await;
+on_both!(a_network_is_told_before_its_nodes_and_a_freed_address_before_its_new_owner);
+
+async fn a_network_is_told_before_its_nodes_and_a_freed_address_before_its_new_owner(db: Db) {
+    let store = db.open().await;
     let old = store.enroll(knock(1)).await.unwrap();
     store.authorize_node(old.id).await.unwrap();
     let position = after(&store, 0).await.0;
@@ -354,35 +361,53 @@ async fn run(store: &Store, op: Op) {
     }
 }
 
+/// What a follower knows at the end, having looked now and then, is what the database says.
+fn follow(db: Db, ops: Vec<Op>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = db.open().await;
+        let mut follower = Follower { snapshot: store.snapshot().await.unwrap(), ..Follower::default() };
+        for op in ops {
+            let catch_up = matches!(op, Op::CatchUp);
+            let before = store.snapshot().await.unwrap();
+            run(&store, op.clone()).await;
+            let after = store.snapshot().await.unwrap();
+            // Nothing that a follower must know changes without a word in the log.
+            if after.version == before.version {
+                let still = |mut s: Snapshot| {
+                    s.nodes.iter_mut().for_each(|n| n.last_seen = None);
+                    s
+                };
+                assert_eq!(still(after), still(before), "{op:?}");
+            }
+            if catch_up {
+                follower.catch_up(&store).await;
+            }
+        }
+        follower.catch_up(&store).await;
+        let mut want = store.snapshot().await.unwrap();
+        for s in [&mut want, &mut follower.snapshot] {
+            s.nodes.iter_mut().for_each(|n| n.last_seen = None);
+        }
+        assert_eq!(follower.snapshot, want);
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
     fn following_the_log_ends_where_a_snapshot_is(ops in proptest::collection::vec(op(), 1..60)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let (_dir, store) = temp_store().await;
-            let mut follower = Follower { snapshot: store.snapshot().await.unwrap(), ..Follower::default() };
-            for op in ops {
-                let catch_up = matches!(op, Op::CatchUp);
-                let before = store.snapshot().await.unwrap();
-                run(&store, op.clone()).await;
-                let after = store.snapshot().await.unwrap();
-                // Nothing that a follower must know changes without a word in the log.
-                if after.version == before.version {
-                    let still = |mut s: Snapshot| { s.nodes.iter_mut().for_each(|n| n.last_seen = None); s };
-                    assert_eq!(still(after), still(before), "{op:?}");
-                }
-                if catch_up {
-                    follower.catch_up(&store).await;
-                }
-            }
-            follower.catch_up(&store).await;
-            let mut want = store.snapshot().await.unwrap();
-            for s in [&mut want, &mut follower.snapshot] {
-                s.nodes.iter_mut().for_each(|n| n.last_seen = None);
-            }
-            assert_eq!(follower.snapshot, want);
-        });
+        follow(Db::sqlite(), ops);
+    }
+}
+
+proptest! {
+    // Each makes a database.
+    #![proptest_config(ProptestConfig { cases: 6, max_shrink_iters: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn following_the_log_ends_where_a_snapshot_is_on_mariadb(ops in proptest::collection::vec(op(), 20..60)) {
+        follow(Db::mariadb(), ops);
     }
 }

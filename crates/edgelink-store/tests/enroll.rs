@@ -12,9 +12,10 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::Poll;
 
-#[tokio::test]
-async fn a_new_machine_waits_and_gets_its_address_only_when_it_is_authorized() {
-    let (_dir, store) = temp_store().await;
+on_both!(a_new_machine_waits_and_gets_its_address_only_when_it_is_authorized);
+
+async fn a_new_machine_waits_and_gets_its_address_only_when_it_is_authorized(db: Db) {
+    let store = db.open().await;
     let pending = store.enroll(knock(1)).await.unwrap();
     assert_eq!((pending.authorized, pending.virtual_ip, pending.name.as_str()), (false, None, "host-1"));
     assert_eq!(pending.machine_key_pub, [1; 32]);
@@ -26,9 +27,10 @@ async fn a_new_machine_waits_and_gets_its_address_only_when_it_is_authorized() {
     assert_eq!(store.enroll(knock(1)).await.unwrap(), node, "it comes back");
 }
 
-#[tokio::test]
-async fn without_required_authorization_everybody_is_let_in_but_the_deauthorized() {
-    let (_dir, store) = temp_store().await;
+on_both!(without_required_authorization_everybody_is_let_in_but_the_deauthorized);
+
+async fn without_required_authorization_everybody_is_let_in_but_the_deauthorized(db: Db) {
+    let store = db.open().await;
     let open_door = |machine| EnrollRequest { require_authorization: false, ..knock(machine) };
     let waiting = store.enroll(knock(1)).await.unwrap();
     assert!(!waiting.authorized);
@@ -40,9 +42,10 @@ async fn without_required_authorization_everybody_is_let_in_but_the_deauthorized
     assert_eq!(barred.virtual_ip, Some("10.0.1.1".parse().unwrap()), "it keeps its address");
 }
 
-#[tokio::test]
-async fn a_one_shot_key_opens_once_and_again_for_the_machine_that_consumed_it() {
-    let (_dir, store) = temp_store().await;
+on_both!(a_one_shot_key_opens_once_and_again_for_the_machine_that_consumed_it);
+
+async fn a_one_shot_key_opens_once_and_again_for_the_machine_that_consumed_it(db: Db) {
+    let store = db.open().await;
     store.create_auth_key(one_shot("k")).await.unwrap();
     let node = store.enroll(knock_with(1, "k")).await.unwrap();
     assert!(node.authorized);
@@ -58,10 +61,11 @@ async fn a_one_shot_key_opens_once_and_again_for_the_machine_that_consumed_it() 
     );
 }
 
-#[tokio::test]
-async fn of_many_machines_with_one_one_shot_key_one_gets_in() {
-    let (dir, store) = temp_store().await;
-    let other = open(&dir).await;
+on_both!(of_many_machines_with_one_one_shot_key_one_gets_in);
+
+async fn of_many_machines_with_one_one_shot_key_one_gets_in(db: Db) {
+    let store = db.open().await;
+    let other = db.open().await;
     store.create_auth_key(one_shot("k")).await.unwrap();
     let results =
         futures_util::future::join_all((0..16).map(|m| [&store, &other][m % 2].enroll(knock_with(m as u8, "k")))).await;
@@ -69,9 +73,10 @@ async fn of_many_machines_with_one_one_shot_key_one_gets_in() {
     assert_eq!(results.iter().filter(|r| **r == Err(EnrollError::UnknownAuthKey)).count(), 15);
 }
 
-#[tokio::test]
-async fn bad_keys_are_refused_with_the_reason_and_leave_no_node() {
-    let (_dir, store) = temp_store().await;
+on_both!(bad_keys_are_refused_with_the_reason_and_leave_no_node);
+
+async fn bad_keys_are_refused_with_the_reason_and_leave_no_node(db: Db) {
+    let store = db.open().await;
     store.create_auth_key(NewAuthKey { expires_at: Some(NOW), ..one_shot("old") }).await.unwrap();
     store.create_auth_key(NewAuthKey { expires_at: Some(NOW + 1), ..one_shot("fresh") }).await.unwrap();
     assert_eq!(store.enroll(knock_with(1, "nonsense")).await, Err(EnrollError::UnknownAuthKey));
@@ -86,9 +91,10 @@ async fn bad_keys_are_refused_with_the_reason_and_leave_no_node() {
     assert_eq!(store.enroll(knock(2)).await.unwrap(), waiting);
 }
 
-#[tokio::test]
-async fn the_key_names_the_network() {
-    let (_dir, store) = temp_store().await;
+on_both!(the_key_names_the_network);
+
+async fn the_key_names_the_network(db: Db) {
+    let store = db.open().await;
     let lab = network(&store, "lab", "10.9.0.0/24").await;
     let key = NewAuthKey { network_id: lab, reusable: true, ..one_shot("lab") };
     store.create_auth_key(key).await.unwrap();
@@ -105,9 +111,10 @@ async fn the_key_names_the_network() {
     assert_eq!(store.enroll(knock_with(3, "lab")).await, Err(EnrollError::OtherNetwork));
 }
 
-#[tokio::test]
-async fn a_key_without_preauthorization_only_chooses_the_network() {
-    let (_dir, store) = temp_store().await;
+on_both!(a_key_without_preauthorization_only_chooses_the_network);
+
+async fn a_key_without_preauthorization_only_chooses_the_network(db: Db) {
+    let store = db.open().await;
     store.create_auth_key(NewAuthKey { preauthorized: false, ..one_shot("k") }).await.unwrap();
     let node = store.enroll(knock_with(1, "k")).await.unwrap();
     assert!(!node.authorized);
@@ -115,9 +122,10 @@ async fn a_key_without_preauthorization_only_chooses_the_network() {
     assert_eq!(store.enroll(knock_with(2, "k")).await, Err(EnrollError::UnknownAuthKey), "consumed");
 }
 
-#[tokio::test]
-async fn a_pending_machine_may_come_again_with_a_preauthorized_key() {
-    let (_dir, store) = temp_store().await;
+on_both!(a_pending_machine_may_come_again_with_a_preauthorized_key);
+
+async fn a_pending_machine_may_come_again_with_a_preauthorized_key(db: Db) {
+    let store = db.open().await;
     let waiting = store.enroll(knock(1)).await.unwrap();
     store.create_auth_key(one_shot("k")).await.unwrap();
     let node = store.enroll(knock_with(1, "k")).await.unwrap();
@@ -125,9 +133,10 @@ async fn a_pending_machine_may_come_again_with_a_preauthorized_key() {
     assert_eq!(store.enroll(knock_with(2, "k")).await, Err(EnrollError::UnknownAuthKey), "consumed");
 }
 
-#[tokio::test]
-async fn a_deauthorized_machine_stays_out_until_a_newer_key_or_an_administrator() {
-    let (_dir, store) = temp_store().await;
+on_both!(a_deauthorized_machine_stays_out_until_a_newer_key_or_an_administrator);
+
+async fn a_deauthorized_machine_stays_out_until_a_newer_key_or_an_administrator(db: Db) {
+    let store = db.open().await;
     store.create_auth_key(NewAuthKey { reusable: true, ..one_shot("k") }).await.unwrap();
     let node = store.enroll(knock_with(1, "k")).await.unwrap();
     store.deauthorize_node(node.id).await.unwrap();
@@ -140,9 +149,10 @@ async fn a_deauthorized_machine_stays_out_until_a_newer_key_or_an_administrator(
     assert_eq!(store.authorize_node(node.id).await.unwrap().virtual_ip, node.virtual_ip);
 }
 
-#[tokio::test]
-async fn a_full_pool_is_refused_and_a_deleted_node_makes_room() {
-    let (_dir, store) = temp_store().await;
+on_both!(a_full_pool_is_refused_and_a_deleted_node_makes_room);
+
+async fn a_full_pool_is_refused_and_a_deleted_node_makes_room(db: Db) {
+    let store = db.open().await;
     let tiny = network(&store, "tiny", "10.9.0.0/30").await;
     store.create_auth_key(NewAuthKey { network_id: tiny, reusable: true, ..one_shot("k") }).await.unwrap();
     let first = store.enroll(knock_with(1, "k")).await.unwrap();
@@ -160,9 +170,10 @@ async fn a_full_pool_is_refused_and_a_deleted_node_makes_room() {
     assert_ne!(third.id, first.id, "ids are never used again");
 }
 
-#[tokio::test]
-async fn pending_nodes_are_capped_per_network() {
-    let (_dir, store) = temp_store().await;
+on_both!(pending_nodes_are_capped_per_network);
+
+async fn pending_nodes_are_capped_per_network(db: Db) {
+    let store = db.open().await;
     let store = store.with_max_pending(2);
     let first = store.enroll(knock(1)).await.unwrap();
     store.enroll(knock(2)).await.unwrap();
@@ -174,9 +185,10 @@ async fn pending_nodes_are_capped_per_network() {
     assert!(store.enroll(knock_with(4, "k")).await.unwrap().authorized, "a preauthorized key needs no waiting room");
 }
 
-#[tokio::test]
-async fn host_info_is_refreshed_and_cleaned_and_only_a_difference_is_a_change() {
-    let (_dir, store) = temp_store().await;
+on_both!(host_info_is_refreshed_and_cleaned_and_only_a_difference_is_a_change);
+
+async fn host_info_is_refreshed_and_cleaned_and_only_a_difference_is_a_change(db: Db) {
+    let store = db.open().await;
     let node = store.enroll(knock(1)).await.unwrap();
     let version = store.snapshot().await.unwrap().version;
     let later = EnrollRequest { now_unix_ms: NOW + 5000, ..knock(1) };
@@ -190,9 +202,10 @@ async fn host_info_is_refreshed_and_cleaned_and_only_a_difference_is_a_change() 
     assert_eq!(store.snapshot().await.unwrap().version, version + 1);
 }
 
-#[tokio::test]
-async fn equal_host_names_get_numbers() {
-    let (_dir, store) = temp_store().await;
+on_both!(equal_host_names_get_numbers);
+
+async fn equal_host_names_get_numbers(db: Db) {
+    let store = db.open().await;
     let mut names = Vec::new();
     for machine in 1..=3 {
         names.push(store.enroll(EnrollRequest { host: knock(7).host, ..knock(machine) }).await.unwrap().name);
@@ -200,10 +213,11 @@ async fn equal_host_names_get_numbers() {
     assert_eq!(names, ["host-7", "host-7-2", "host-7-3"]);
 }
 
-#[tokio::test]
-async fn concurrent_enrolments_through_two_handles_never_share_an_address() {
-    let (dir, store) = temp_store().await;
-    let other = open(&dir).await;
+on_both!(concurrent_enrolments_through_two_handles_never_share_an_address);
+
+async fn concurrent_enrolments_through_two_handles_never_share_an_address(db: Db) {
+    let store = db.open().await;
+    let other = db.open().await;
     let many = network(&store, "many", "10.9.0.0/26").await;
     store.create_auth_key(NewAuthKey { network_id: many, reusable: true, ..one_shot("k") }).await.unwrap();
     let results =
@@ -229,9 +243,10 @@ async fn poll_at_most<F: Future>(polls: usize, future: F) -> Option<F::Output> {
     .await
 }
 
-#[tokio::test]
-async fn an_enrolment_dropped_anywhere_happened_wholly_or_not_at_all() {
-    let (_dir, store) = temp_store().await;
+on_both!(an_enrolment_dropped_anywhere_happened_wholly_or_not_at_all);
+
+async fn an_enrolment_dropped_anywhere_happened_wholly_or_not_at_all(db: Db) {
+    let store = db.open().await;
     let (mut nothing, mut done) = (0, false);
     for polls in 1..200u8 {
         let before = store.snapshot().await.unwrap();
@@ -258,10 +273,11 @@ async fn an_enrolment_dropped_anywhere_happened_wholly_or_not_at_all() {
     assert!(nothing > 3, "it was cut in the middle of its transaction");
 }
 
-#[tokio::test]
-async fn another_handle_sees_it_at_once() {
-    let (dir, store) = temp_store().await;
-    let other = open(&dir).await;
+on_both!(another_handle_sees_it_at_once);
+
+async fn another_handle_sees_it_at_once(db: Db) {
+    let store = db.open().await;
+    let other = db.open().await;
     let Changes::Some { version, changes } = other.changes_after(0).await.unwrap() else { panic!("resync") };
     assert_eq!((version, changes), (0, vec![]));
     let node = store.enroll(knock(1)).await.unwrap();

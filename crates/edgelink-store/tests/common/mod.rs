@@ -1,10 +1,57 @@
-//! A temporary database with a clock that stands still.
+//! Temporary databases of both kinds, with a clock that stands still.
 #![allow(dead_code, reason = "every test file takes what it needs")]
 
 use edgelink_model::records::{EnrollRequest, HostInfo};
 use edgelink_model::{NetworkId, UnixMillis};
-use edgelink_store::{NewAuthKey, NewNetwork, Store};
+use edgelink_store::{MariaDbUrl, NewAuthKey, NewNetwork, Store};
+use edgelink_test_mariadb::Database;
 use tempfile::TempDir;
+
+/// Makes two tests of an `async fn(Db)`: on SQLite and on MariaDB.
+macro_rules! on_both {
+    ($name:ident) => {
+        mod $name {
+            #[tokio::test]
+            async fn sqlite() {
+                super::$name(super::common::Db::sqlite()).await;
+            }
+
+            #[tokio::test]
+            async fn mariadb() {
+                super::$name(super::common::Db::mariadb()).await;
+            }
+        }
+    };
+}
+pub(crate) use on_both;
+
+/// An empty database; it vanishes with this value.
+pub(crate) struct Db {
+    dir: TempDir,
+    mariadb: Option<Database>,
+}
+
+impl Db {
+    pub(crate) fn sqlite() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), mariadb: None }
+    }
+
+    pub(crate) fn mariadb() -> Self {
+        Self { mariadb: Some(Database::new()), ..Self::sqlite() }
+    }
+
+    /// Another handle of it, as another process would have one.
+    pub(crate) async fn open(&self) -> Store {
+        let store = match &self.mariadb {
+            None => Store::open(self.dir.path().join("edgelink.db"), true).await,
+            Some(mariadb) => {
+                let url = MariaDbUrl::parse(&mariadb.url()).unwrap();
+                Store::open_mariadb(&url, Some(self.dir.path())).await
+            }
+        };
+        store.unwrap().with_clock(|| NOW)
+    }
+}
 
 /// 2023-11-14, 22:13:20 and half a second.
 pub(crate) const NOW: UnixMillis = 1_700_000_000_500;
