@@ -21,6 +21,7 @@ pub mod challenge;
 pub mod key_file;
 pub mod machine;
 pub mod node_key;
+pub mod password;
 pub mod statement;
 pub mod token;
 

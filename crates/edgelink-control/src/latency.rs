@@ -109,6 +109,14 @@ impl LatencyMatrix {
         nodes.chain(self.mesh.iter().map(|((a, b), sample)| (Leg::Mesh(*a, *b), sample.rtt_us)))
     }
 
+    /// Every figure with the moment at which it was measured last.
+    pub fn samples(&self) -> impl Iterator<Item = (Leg, u64, Instant)> + '_ {
+        let nodes = self.nodes.iter().flat_map(|(node, relays)| {
+            relays.iter().map(|(relay, sample)| (Leg::Node(*node, *relay), sample.rtt_us, sample.at))
+        });
+        nodes.chain(self.mesh.iter().map(|((a, b), sample)| (Leg::Mesh(*a, *b), sample.rtt_us, sample.at)))
+    }
+
     /// Whether nothing is known.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty() && self.mesh.is_empty()

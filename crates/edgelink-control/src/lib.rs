@@ -277,6 +277,11 @@ impl Control {
         &self.latency
     }
 
+    /// The network that a node belongs to, authorized or not.
+    pub fn network_of(&self, node: NodeId) -> Option<NetworkId> {
+        self.registry.nodes.get(&node).map(|record| record.network_id)
+    }
+
     /// The path of every pair that talks: lower id, higher id, and the path as the lower sees it.
     pub fn best_paths(&self) -> impl Iterator<Item = (NodeId, NodeId, BestPath)> + '_ {
         self.paths.iter()

@@ -1,7 +1,9 @@
-//! The HTTPS front: WebSocket upgrades, health and metrics.
+//! The HTTPS front: WebSocket upgrades, the REST API, health and metrics.
 
+use crate::api;
 use crate::hub::{Channel, Hub};
-use edgelink_net::server::{Peer, Unauthenticated};
+use axum::body::Body;
+use edgelink_net::server::{Entered, Peer, Unauthenticated};
 use edgelink_net::ws;
 use edgelink_server::front::{client_address, relay_metrics, text, upgrade};
 use edgelink_server::relay_shell::RelayShell;
@@ -12,6 +14,8 @@ use ipnet::IpNet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Control messages are small: reports and key statements; the longest is a relay's list of its nodes.
 const MAX_CONTROL_MESSAGE: usize = 1 << 20;
@@ -21,6 +25,7 @@ pub(crate) struct Front {
     pub(crate) hub: Rc<Hub>,
     pub(crate) relay: Option<Rc<RelayShell>>,
     pub(crate) stun: Option<Rc<StunShell>>,
+    pub(crate) api: api::Service,
     pub(crate) control_path: String,
     pub(crate) server_path: String,
     pub(crate) data_path: String,
@@ -28,11 +33,31 @@ pub(crate) struct Front {
     pub(crate) trusted_proxies: Vec<IpNet>,
     /// Control connections that have not proved who they are, per address (DESIGN §6).
     pub(crate) unauthenticated: Unauthenticated,
+    /// Connections that have not become WebSockets, per address.
+    pub(crate) connections: Unauthenticated,
+    /// The same, all together.
+    pub(crate) open: Arc<Semaphore>,
 }
 
 impl Front {
     /// Answers one request.
-    pub(crate) fn handle(self: &Rc<Self>, mut request: Request<Incoming>, peer: Peer) -> Response<String> {
+    pub(crate) async fn handle(self: Rc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        if api::is_ours(request.uri().path()) {
+            let client = client_address(&self.trusted_proxies, request.headers(), peer.remote.ip());
+            return self.api.clone().handle(request.map(Body::new), client).await;
+        }
+        self.answer(request, peer).map(Body::from)
+    }
+
+    /// Lets a connection in; what is returned counts it until it is dropped.
+    pub(crate) fn admit(&self, peer: Peer) -> Option<(Option<Entered>, OwnedSemaphorePermit)> {
+        let address = peer.remote.ip();
+        let proxy = self.trusted_proxies.iter().any(|net| net.contains(&address));
+        let entered = if proxy { None } else { Some(self.connections.enter(address)?) };
+        Some((entered, Arc::clone(&self.open).try_acquire_owned().ok()?))
+    }
+
+    fn answer(self: &Rc<Self>, mut request: Request<Incoming>, peer: Peer) -> Response<String> {
         let remote = client_address(&self.trusted_proxies, request.headers(), peer.remote.ip());
         let path = request.uri().path();
         let kind = match path {

@@ -1,6 +1,7 @@
 //! Drives the control core: WebSockets on `/ws/control`, the database, the clock.
 
-use crate::{now, os_rng};
+use crate::live::Ask;
+use crate::{figures, now, os_rng};
 use bytes::Bytes;
 use edgelink_control::{ConnId, Control, Event, Stats, StoreOp};
 use edgelink_model::records::{EnrollError, ServerRecord};
@@ -268,6 +269,25 @@ impl Hub {
                 tracing::error!(%error, "the database does not answer; the network goes on with what is known");
             }
             Err(_) => {}
+        }
+    }
+
+    /// Answers the REST API until nobody can ask any more.
+    pub(crate) async fn answer(self: Rc<Self>, mut questions: mpsc::Receiver<Ask>) {
+        while let Some(question) = questions.recv().await {
+            // Whoever asked may have gone away.
+            match question {
+                Ask::Follow(done) => {
+                    self.follow().await;
+                    let _ = done.send(());
+                }
+                Ask::Latencies(network, answer) => {
+                    let _ = answer.send(figures::latencies(&self.control.borrow(), network, now()));
+                }
+                Ask::Paths(network, answer) => {
+                    let _ = answer.send(figures::paths(&self.control.borrow(), network));
+                }
+            }
         }
     }
 

@@ -2,8 +2,11 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a shell: the place where clocks are read")]
 
+mod api;
+mod figures;
 mod http;
 mod hub;
+mod live;
 mod setup;
 
 use anyhow::{Context as _, Result};
@@ -29,14 +32,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::LocalSet;
 use tracing_subscriber::EnvFilter;
 
 /// Control connections of one address that have not proved who they are (DESIGN §6).
 const MAX_UNAUTHENTICATED: usize = 20;
+/// Connections that have not become WebSockets, per address and together: nodes and relays that are about to upgrade,
+/// and users of the REST API. Proxies that are trusted count together only.
+const MAX_HTTP_PER_ADDRESS: usize = 256;
+const MAX_HTTP: usize = 4_096;
 /// Without EDGELINK_LOG: what an operator wants to read.
 const DEFAULT_LOG: &str = "info,sea_orm_migration=warn,sqlx=warn";
 
@@ -166,6 +174,11 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
     }
     let hub = Hub::new(control, state.store.clone(), relay.clone());
     hub.start();
+    let (live, questions) = live::channel();
+    tokio::task::spawn_local(Rc::clone(&hub).answer(questions));
+    let own = Arc::new(setup::issuer(&config, &state.store).await?);
+    let public_url = config.public_url.0.first().cloned();
+    let api = api::Service::new(api::Api::new(state.store.clone(), own, live, public_url, identity.pin));
     if let Some(relay) = &relay {
         let token = hub.server_token(builtin.id).context("no token for the built-in relay can be made")?;
         let register = proto::ServerRegister { version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() };
@@ -181,12 +194,15 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
         hub: Rc::clone(&hub),
         relay,
         stun,
+        api,
         control_path: config.listen.ws_control.as_str().to_owned(),
         server_path: config.listen.ws_server.as_str().to_owned(),
         data_path: config.builtin_relay.ws_data.as_str().to_owned(),
         mesh_path: config.builtin_relay.ws_mesh.as_str().to_owned(),
         trusted_proxies: config.trusted_proxies.clone(),
         unauthenticated: Unauthenticated::new(MAX_UNAUTHENTICATED),
+        connections: Unauthenticated::new(MAX_HTTP_PER_ADDRESS),
+        open: Arc::new(Semaphore::new(MAX_HTTP)),
     });
     tracing::info!(%address, algorithm, state = %state.dir.display(), "edgelink-controller {}", env!("CARGO_PKG_VERSION"));
     print_join_command(&identity, setup::first_auth_key(&state.store).await?);
@@ -211,10 +227,12 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
         listener,
         || tls.clone(),
         |peer: Peer| {
+            // Counted until it ends or has become a WebSocket.
+            let open = front.admit(peer)?;
             let front = Rc::clone(&front);
             Some(hyper::service::service_fn(move |request| {
-                let response = front.handle(request, peer);
-                async move { Ok::<_, Infallible>(response) }
+                let (front, _open) = (Rc::clone(&front), &open);
+                async move { Ok::<_, Infallible>(front.handle(request, peer).await) }
             }))
         },
         shutdown,

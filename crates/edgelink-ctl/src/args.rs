@@ -45,8 +45,55 @@ pub(crate) enum Command {
     /// Back up and check the database
     #[command(subcommand)]
     Db(crate::maintenance::DbCommand),
+    /// Manage administrators of the REST API
+    #[command(subcommand)]
+    Admin(AdminCommand),
     /// Show what there is, in numbers
     Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdminCommand {
+    /// List administrators
+    List,
+    /// Make an administrator; the password comes from EDGELINK_PASSWORD, --password-stdin or the terminal, else one is
+    /// made and printed
+    Create {
+        /// Unique name: letters, digits, '.', '_', '-'
+        #[arg(long, value_name = "NAME")]
+        username: String,
+        #[command(flatten)]
+        password: PasswordArgs,
+    },
+    /// Show an administrator
+    Show(AdminRef),
+    /// Give an administrator another password, which ends his sessions
+    Passwd {
+        #[command(flatten)]
+        admin: AdminRef,
+        #[command(flatten)]
+        password: PasswordArgs,
+    },
+    /// Let an administrator log in again
+    Enable(AdminRef),
+    /// Bar an administrator and end his sessions
+    Disable(AdminRef),
+    /// Delete an administrator and end his sessions
+    Delete(AdminRef),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PasswordArgs {
+    /// Read the password from the first line of standard input
+    #[arg(long)]
+    pub(crate) password_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AdminRef {
+    /// The administrator's id or name
+    #[arg(value_name = "ID|NAME")]
+    pub(crate) admin: String,
 }
 
 #[derive(Debug, Subcommand)]

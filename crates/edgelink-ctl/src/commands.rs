@@ -3,7 +3,7 @@
 use crate::args::{Cli, Command, Lifetime, NetworkCommand, NodeCommand, NodeRef, TokenCommand};
 use crate::error::CtlError;
 use crate::output::Output;
-use crate::{database, maintenance, rows, servers};
+use crate::{admins, database, maintenance, rows, servers};
 use edgelink_api::rest;
 use edgelink_auth::auth_key;
 use edgelink_config::Env;
@@ -20,6 +20,7 @@ pub(crate) async fn execute(cli: &Cli, env: &Env, root: bool, out: &mut Output<'
         Command::Server(command) => servers::execute(&store, cli, env, root, command, out).await,
         Command::Token(command) => token(&store, command, out).await,
         Command::Db(command) => maintenance::execute(&store, command, out).await,
+        Command::Admin(command) => admins::execute(&store, env, command, out).await,
         Command::Status => status(&store, out).await,
     };
     // The write-ahead log is folded in by whoever closes last; failing that, by the next one.

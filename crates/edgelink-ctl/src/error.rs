@@ -1,5 +1,6 @@
 //! What can go wrong, and the exit code that says so.
 
+use crate::introduce::IntroduceError;
 use edgelink_config::ConfigError;
 use edgelink_store::StoreError;
 use std::io;
@@ -25,6 +26,15 @@ pub(crate) enum CtlError {
     Damaged(String),
     #[error("the system gives no random numbers: {0}")]
     Random(#[from] getrandom::Error),
+}
+
+impl From<IntroduceError> for CtlError {
+    fn from(error: IntroduceError) -> Self {
+        match error {
+            IntroduceError::Store(error) => error.into(),
+            error => Self::Damaged(error.to_string()),
+        }
+    }
 }
 
 impl CtlError {

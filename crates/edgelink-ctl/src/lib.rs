@@ -7,12 +7,15 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a shell may read the clock")]
 
+mod admins;
 mod args;
 mod commands;
 mod database;
 mod error;
+pub mod introduce;
 mod maintenance;
 mod output;
+mod password;
 pub mod rows;
 mod servers;
 

@@ -2,8 +2,11 @@
 
 use edgelink_api::rest;
 use edgelink_api::rest::Timestamp;
-use edgelink_model::records::{RevocationTarget, RouteRecord, ServerKind};
-use edgelink_store::{Counts, NetworkDetails, NodeDetails, RevocationDetails, ServerDetails};
+use edgelink_model::records::{RevocationTarget, ServerKind};
+use edgelink_store::{
+    AdminRecord, AuditEntry, AuthKeyRecord, Counts, NetworkDetails, NodeDetails, RevocationDetails, RouteDetails,
+    ServerDetails,
+};
 
 /// A row of `networks`.
 pub fn network(details: NetworkDetails) -> rest::Network {
@@ -46,14 +49,29 @@ pub fn node(details: NodeDetails) -> rest::Node {
 }
 
 /// A row of `node_routes`.
-pub fn route(record: RouteRecord) -> rest::NodeRoute {
+pub fn route(details: RouteDetails) -> rest::NodeRoute {
+    let record = details.record;
     rest::NodeRoute {
+        created_at: Timestamp::from_unix_ms(details.created_at),
         id: record.id,
         node_id: record.node_id.0,
         cidr: record.cidr.to_string(),
         priority: record.priority,
         weight: record.weight,
         enabled: record.enabled,
+    }
+}
+
+/// The same as part of the routing table.
+pub fn gateway(details: RouteDetails) -> rest::Gateway {
+    rest::Gateway {
+        route_id: details.record.id,
+        node_id: details.record.node_id.0,
+        node_name: details.node_name,
+        online: details.node_online,
+        priority: details.record.priority,
+        weight: details.record.weight,
+        enabled: details.record.enabled,
     }
 }
 
@@ -76,6 +94,7 @@ pub fn server(details: ServerDetails) -> rest::Server {
         stun_ip2: record.stun_ip2.map(|ip| ip.to_string()),
         stun_port: record.stun_port,
         enabled: record.enabled,
+        online: details.online,
         last_heartbeat: details.last_heartbeat.map(Timestamp::from_unix_ms),
         created_at: Timestamp::from_unix_ms(details.created_at),
     }
@@ -98,6 +117,46 @@ pub fn revocation(details: RevocationDetails) -> rest::Revocation {
     }
 }
 
+/// A row of `auth_keys`.
+pub fn auth_key(record: AuthKeyRecord) -> rest::AuthKey {
+    rest::AuthKey {
+        id: record.id,
+        network_id: record.network_id.0,
+        reusable: record.reusable,
+        preauthorized: record.preauthorized,
+        expires_at: record.expires_at.map(Timestamp::from_unix_ms),
+        used_at: record.used_at.map(Timestamp::from_unix_ms),
+        created_at: Timestamp::from_unix_ms(record.created_at),
+    }
+}
+
+/// A row of `admins`, without the password's hash.
+pub fn admin(record: AdminRecord) -> rest::Admin {
+    rest::Admin {
+        id: record.id,
+        username: record.username,
+        enabled: record.enabled,
+        last_login: record.last_login.map(Timestamp::from_unix_ms),
+        created_at: Timestamp::from_unix_ms(record.created_at),
+        updated_at: Timestamp::from_unix_ms(record.updated_at),
+    }
+}
+
+/// A row of `audit_logs`.
+pub fn audit(entry: AuditEntry) -> rest::AuditEntry {
+    rest::AuditEntry {
+        id: entry.id,
+        actor_type: entry.actor_type,
+        actor_id: entry.actor_id,
+        action: entry.action,
+        target_type: entry.target_type,
+        target_id: entry.target_id,
+        details: entry.details,
+        ip_address: entry.ip_address,
+        created_at: Timestamp::from_unix_ms(entry.created_at),
+    }
+}
+
 /// The overview.
 pub fn overview(counts: Counts) -> rest::Overview {
     rest::Overview {
@@ -110,7 +169,11 @@ pub fn overview(counts: Counts) -> rest::Overview {
             unauthorized: counts.nodes.saturating_sub(counts.authorized),
             online: counts.online,
         },
-        servers: rest::ServerCounts { total: counts.servers, enabled: counts.servers_enabled },
+        servers: rest::ServerCounts {
+            total: counts.servers,
+            enabled: counts.servers_enabled,
+            online: counts.servers_online,
+        },
         revocations: counts.revocations,
     }
 }

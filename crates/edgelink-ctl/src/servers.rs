@@ -4,21 +4,13 @@ use crate::args::{Capability, Cli, ControllerUrl, NewServerArgs, ServerCommand};
 use crate::commands::{or_dash, yes_no};
 use crate::error::CtlError;
 use crate::output::Output;
-use crate::{database, rows};
-use edgelink_auth::token::{Issuer, ServerClaims, TokenKeys, new_jti};
-use edgelink_config::{ControllerConfig, Env, WsUrl};
+use crate::{database, introduce, rows};
+use edgelink_config::{ControllerConfig, Env};
 use edgelink_model::records::ServerRecord;
-use edgelink_store::{NewServer, ServerDetails, Store, TOKEN_KEYS};
-use rand_core::UnwrapErr;
+use edgelink_store::{NewServer, ServerDetails, Store};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
-
-/// Lifetime of server_tokens (specification §4.1), seconds.
-const TOKEN_LIFETIME: u64 = 365 * 24 * 3600;
-/// A controller refreshes the signs of life of connected servers every 10 s.
-const ONLINE_WITHIN_MS: u64 = 25_000;
 
 /// What `server add` and `server token` answer.
 #[derive(Serialize)]
@@ -106,10 +98,10 @@ fn show(details: ServerDetails, out: &mut Output<'_>) -> Result<(), CtlError> {
 
 /// Whether the controller has heard of it lately.
 fn status(details: &ServerDetails) -> &'static str {
-    match details.last_heartbeat {
-        None => "never seen",
-        Some(at) if unix_ms().saturating_sub(at) <= ONLINE_WITHIN_MS => "online",
-        Some(_) => "offline",
+    match (details.last_heartbeat, details.online) {
+        (None, _) => "never seen",
+        (Some(_), true) => "online",
+        (Some(_), false) => "offline",
     }
 }
 
@@ -151,13 +143,13 @@ async fn introduce(
     controller: &ControllerUrl,
     out: &mut Output<'_>,
 ) -> Result<(), CtlError> {
-    let token = token(store, record).await?;
+    let token = introduce::server_token(store, record).await?;
     let database = database::find(cli, env, root)?;
     // Without a readable configuration file the defaults say nothing of a URL either.
     let config: Option<ControllerConfig> = edgelink_config::load(cli.config.as_deref(), env).ok();
     let url = controller.controller.clone().or_else(|| config.and_then(|config| config.public_url.0.first().cloned()));
     let known = url.is_some();
-    let config = configuration(record, &token, url, pin(database.file())?);
+    let config = introduce::server_configuration(record, &token, url, pin(database.file())?);
     if out.json {
         return out.json(&Added { id: record.id.0, token, config });
     }
@@ -170,21 +162,6 @@ async fn introduce(
     )
 }
 
-async fn token(store: &Store, record: &ServerRecord) -> Result<String, CtlError> {
-    let mut rng = UnwrapErr(getrandom::SysRng);
-    let kept = store
-        .setting_or_insert_with(TOKEN_KEYS, || {
-            TokenKeys::generate(&mut UnwrapErr(getrandom::SysRng)).serialise().to_string()
-        })
-        .await?;
-    let damaged = |_| CtlError::Damaged("the token keys in the database are damaged; restore a backup".to_owned());
-    let keys = TokenKeys::deserialise(&kept).map_err(damaged)?;
-    let iat = unix_ms() / 1000;
-    let claims = ServerClaims::new(record, iat, iat + TOKEN_LIFETIME, new_jti(&mut rng));
-    let unsigned = |_| CtlError::Damaged("the token could not be signed".to_owned());
-    Issuer::new(&keys).server(&claims).map_err(unsigned)
-}
-
 /// What to pin when the controller has a certificate of its own making, which lies beside its database.
 fn pin(database: Option<&Path>) -> Result<Option<String>, CtlError> {
     let Some(pem) = database.and_then(Path::parent).and_then(|dir| std::fs::read(dir.join("ca.pem")).ok()) else {
@@ -192,38 +169,4 @@ fn pin(database: Option<&Path>) -> Result<Option<String>, CtlError> {
     };
     let unusable = |error| CtlError::Damaged(format!("ca.pem beside the database: {error}"));
     Ok(Some(edgelink_net::tls::spki_pin(&pem).map_err(unusable)?.to_string()))
-}
-
-fn configuration(record: &ServerRecord, token: &str, controller: Option<WsUrl>, pin: Option<String>) -> Value {
-    let url = controller.map(|url| url.or_path("/ws/server").to_string());
-    let mut connection = json!({
-        "url": url.unwrap_or_else(|| "wss://CONTROLLER/ws/server".to_owned()),
-        "token": token,
-    });
-    if let (Some(map), Some(pin)) = (connection.as_object_mut(), pin) {
-        map.insert("pin".to_owned(), pin.into());
-    }
-    let mut relay = json!({ "enabled": record.relay });
-    let data: Option<WsUrl> = record.url.as_deref().and_then(|url| url.parse().ok());
-    if let (Some(map), Some(data)) = (relay.as_object_mut(), data.filter(|_| record.relay)) {
-        map.insert("listen".to_owned(), format!("0.0.0.0:{}", data.port()).into());
-        map.insert("ws_data".to_owned(), data.path().into());
-        map.insert("public_url".to_owned(), data.to_string().into());
-        let files = json!({ "cert": "/etc/edgelink/cert.pem", "key": "/etc/edgelink/key.pem" });
-        map.insert("tls".to_owned(), if data.is_tls() { files } else { Value::Null });
-    }
-    let mut stun = json!({ "enabled": record.stun });
-    if let (Some(map), true) = (stun.as_object_mut(), record.stun) {
-        map.insert("listen".to_owned(), format!("0.0.0.0:{}", record.stun_port).into());
-        map.insert("external_ip".to_owned(), record.stun_ip.map(|ip| ip.to_string()).into());
-        if let Some(second) = record.stun_ip2 {
-            map.insert("secondary_ip".to_owned(), second.to_string().into());
-        }
-    }
-    json!({ "controller": connection, "relay": relay, "stun": stun })
-}
-
-fn unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

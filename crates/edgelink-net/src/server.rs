@@ -38,6 +38,13 @@ pub const MAX_HEADERS: usize = 256;
 /// All headers of a request together, in bytes.
 const MAX_HEAD: usize = 128 * 1024;
 
+/// A connection that is not upgraded takes requests for so long, and may then finish the one that runs. Thus neither an
+/// idle client nor one that reads or writes a byte a minute holds a connection for ever.
+pub const MAX_CONNECTION_AGE: Duration = Duration::from_secs(60);
+
+/// How long the last request of a connection may take.
+const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How long [`serve`] waits for running requests when it is told to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -139,7 +146,8 @@ pub async fn tls_accept(stream: TcpStream, tls: Arc<ServerConfig>) -> Result<Con
 /// Needs no `Send`.
 ///
 /// # Errors
-/// When the client breaks HTTP, is too slow with its head, or goes away in the middle.
+/// When the client breaks HTTP, is too slow with its head, or goes away in the middle. A connection that is older than
+/// [`MAX_CONNECTION_AGE`] ends without an error.
 pub async fn serve_connection<S, B>(
     conn: Conn,
     service: S,
@@ -161,9 +169,13 @@ where
     let mut connection = pin!(connection);
     tokio::select! {
         result = connection.as_mut() => return result,
-        () = shutdown => connection.as_mut().graceful_shutdown(),
+        () = shutdown => {}
+        // An upgrade ends the connection as far as HTTP is concerned, so WebSockets are not meant.
+        () = tokio::time::sleep(MAX_CONNECTION_AGE) => {}
     }
-    connection.await
+    connection.as_mut().graceful_shutdown();
+    // Whoever does not even read what he asked for is cut off.
+    tokio::time::timeout(LAST_REQUEST_TIMEOUT, connection).await.unwrap_or(Ok(()))
 }
 
 /// Why a TLS handshake came to nothing.

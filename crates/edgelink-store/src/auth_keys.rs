@@ -88,7 +88,7 @@ impl Store {
     }
 }
 
-fn record(row: auth_key::Model) -> Result<AuthKeyRecord, StoreError> {
+pub(crate) fn record(row: auth_key::Model) -> Result<AuthKeyRecord, StoreError> {
     Ok(AuthKeyRecord {
         id: id_from_db(row.id)?,
         network_id: NetworkId(id_from_db(row.network_id)?),

@@ -135,6 +135,21 @@ table! {
 }
 
 table! {
+    /// Somebody who may use the REST API.
+    admin "admins" {
+        #[sea_orm(primary_key)]
+        id: i32,
+        username: String,
+        /// Argon2id, PHC string.
+        password_hash: String,
+        enabled: bool,
+        last_login: Option<i64>,
+        created_at: i64,
+        updated_at: i64,
+    }
+}
+
+table! {
     /// One setting.
     setting "settings" {
         #[sea_orm(primary_key, auto_increment = false)]

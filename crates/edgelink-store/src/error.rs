@@ -23,6 +23,9 @@ pub enum StoreError {
     /// The value is malformed.
     #[error("{0}")]
     Invalid(String),
+    /// The caller's idea of the row is out of date.
+    #[error("it was changed meanwhile; read it again, and repeat the change if it is still wanted")]
+    Stale,
     /// Something still refers to the row.
     #[error("{0}")]
     InUse(String),

@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "an adapter may read the clock; callers replace it with `with_clock`")]
 
+mod admins;
+mod audit;
 mod auth_keys;
 mod changes;
 mod check;
@@ -16,6 +18,7 @@ mod dump;
 mod enroll;
 mod entity;
 mod error;
+mod lists;
 mod location;
 mod mariadb;
 #[cfg(test)]
@@ -27,22 +30,30 @@ mod nodes;
 mod open;
 #[cfg(test)]
 mod open_tests;
+mod page;
 mod revocations;
 mod routes;
 mod servers;
 mod settings;
 mod sqlite;
 mod store;
+mod updates;
 
+pub use admins::{AdminChange, AdminRecord, Credentials, Session};
+pub use audit::AuditFilter;
 pub use auth_keys::{AuthKeyRecord, NewAuthKey};
 pub use changes::Changes;
 pub use check::{Check, Report};
 pub use error::StoreError;
+pub use lists::{AuthKeyFilter, NetworkFilter, NodeQuery, RouteDetails, RouteFilter, ServerFilter};
 pub use location::{Location, MariaDbUrl};
 pub use networks::{MAX_PREFIX_LEN, MIN_PREFIX_LEN, NetworkDetails, NewNetwork, parse_subnet};
 pub use nodes::{NodeDetails, NodeFilter, NodeTouch, ONLINE_FRESHNESS};
+pub use page::{Listed, Page};
 pub use revocations::{DEFAULT_REVOCATION_LIFETIME, RevocationDetails};
 pub use routes::NewRoute;
-pub use servers::{NewServer, ServerDetails};
+pub use sea_orm::DbErr;
+pub use servers::{NewServer, SERVER_FRESHNESS, ServerDetails};
 pub use settings::{AuditEntry, TOKEN_KEYS};
 pub use store::{Actor, Counts, DEFAULT_MAX_PENDING, Store};
+pub use updates::{NetworkChange, RouteChange, ServerChange};

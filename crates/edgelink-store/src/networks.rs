@@ -52,7 +52,7 @@ pub fn parse_subnet(text: &str) -> Result<Ipv4Net, StoreError> {
     Ok(subnet)
 }
 
-fn check_subnet(subnet: Ipv4Net) -> Result<(), StoreError> {
+pub(crate) fn check_subnet(subnet: Ipv4Net) -> Result<(), StoreError> {
     let (address, length) = (subnet.addr(), subnet.prefix_len());
     let refuse = |why: String| Err(StoreError::Invalid(format!("the subnet {subnet} {why}")));
     if subnet.trunc() != subnet {
@@ -172,7 +172,10 @@ pub(crate) async fn find(txn: &sea_orm::DatabaseTransaction, id: NetworkId) -> R
     network::Entity::find_by_id(key).one(txn).await?.ok_or_else(missing)
 }
 
-async fn details(row: network::Model, txn: &sea_orm::DatabaseTransaction) -> Result<NetworkDetails, StoreError> {
+pub(crate) async fn details(
+    row: network::Model,
+    txn: &sea_orm::DatabaseTransaction,
+) -> Result<NetworkDetails, StoreError> {
     Ok(NetworkDetails {
         nodes: node::Entity::find().filter(node::Column::NetworkId.eq(row.id)).count(txn).await?,
         created_at: from_db(row.created_at)?,

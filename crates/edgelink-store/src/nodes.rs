@@ -310,7 +310,7 @@ pub(crate) async fn free_address(txn: &DatabaseTransaction, network: &network::M
     }
 }
 
-fn details(row: node::Model, now: UnixMillis) -> Result<NodeDetails, StoreError> {
+pub(crate) fn details(row: node::Model, now: UnixMillis) -> Result<NodeDetails, StoreError> {
     Ok(NodeDetails {
         online: row.online && row.last_seen.is_some_and(|seen| seen > oldest_fresh(now)),
         nat_type: row.nat_type.clone(),

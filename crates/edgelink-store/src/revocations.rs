@@ -38,15 +38,7 @@ impl Store {
             .order_by_asc(revocation::Column::Jti)
             .all(&self.db)
             .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(RevocationDetails {
-                    reason: row.reason.clone(),
-                    created_at: from_db(row.created_at)?,
-                    record: convert::revocation(row)?,
-                })
-            })
-            .collect()
+        rows.into_iter().map(details).collect()
     }
 
     /// Says how long the longest-lived token may still be honoured anywhere (lifetime, grace and leeway). The controller
@@ -99,6 +91,14 @@ impl Store {
         writer.commit().await?;
         Ok(result.rows_affected)
     }
+}
+
+pub(crate) fn details(row: revocation::Model) -> Result<RevocationDetails, StoreError> {
+    Ok(RevocationDetails {
+        reason: row.reason.clone(),
+        created_at: from_db(row.created_at)?,
+        record: convert::revocation(row)?,
+    })
 }
 
 /// Synthetic ids of node-wide revocations start so; no jti does.

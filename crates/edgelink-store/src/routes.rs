@@ -101,7 +101,7 @@ impl Store {
     }
 }
 
-async fn find(txn: &sea_orm::DatabaseTransaction, id: u32) -> Result<node_route::Model, StoreError> {
+pub(crate) async fn find(txn: &sea_orm::DatabaseTransaction, id: u32) -> Result<node_route::Model, StoreError> {
     let missing = || StoreError::NotFound { what: "route", key: id.to_string() };
     let key = id_to_db(id).map_err(|_| missing())?;
     node_route::Entity::find_by_id(key).one(txn).await?.ok_or_else(missing)

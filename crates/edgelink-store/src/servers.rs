@@ -10,6 +10,11 @@ use edgelink_model::{ServerId, UnixMillis};
 use sea_orm::sea_query::Expr;
 use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder};
 use std::net::IpAddr;
+use std::time::Duration;
+
+/// A server is taken for online so long after its last sign of life: a controller renews those of connected servers
+/// every 10 s.
+pub const SERVER_FRESHNESS: Duration = Duration::from_secs(25);
 
 /// An external server to add.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +42,8 @@ pub struct NewServer {
 pub struct ServerDetails {
     /// What the control core knows too.
     pub record: ServerRecord,
+    /// The controller has heard of it lately ([`SERVER_FRESHNESS`]).
+    pub online: bool,
     /// Last sign of life, Unix ms.
     pub last_heartbeat: Option<UnixMillis>,
     /// Unix ms.
@@ -47,7 +54,13 @@ impl Store {
     /// All servers by id.
     pub async fn servers(&self) -> Result<Vec<ServerDetails>, StoreError> {
         let rows = server::Entity::find().order_by_asc(server::Column::Id).all(&self.db).await?;
-        rows.into_iter().map(details).collect()
+        let now = self.now();
+        rows.into_iter().map(|row| details(row, now)).collect()
+    }
+
+    /// One server.
+    pub async fn server(&self, id: ServerId) -> Result<ServerDetails, StoreError> {
+        details(find(&self.read().await?, id).await?, self.now())
     }
 
     /// The server that `id_or_name` means; an id wins over a name.
@@ -60,7 +73,8 @@ impl Store {
             Some(row) => Some(row),
             None => server::Entity::find().filter(server::Column::Name.eq(id_or_name)).one(&self.db).await?,
         };
-        row.map(details).unwrap_or_else(|| Err(StoreError::NotFound { what: "server", key: id_or_name.to_owned() }))
+        row.map(|row| details(row, self.now()))
+            .unwrap_or_else(|| Err(StoreError::NotFound { what: "server", key: id_or_name.to_owned() }))
     }
 
     /// Adds an external server.
@@ -69,7 +83,7 @@ impl Store {
         check_length("url", new.url.as_deref().unwrap_or_default(), 255)?;
         check_length("region", &new.region, 50)?;
         if new.relay && new.url.is_none() {
-            return Err(StoreError::Invalid("a relay needs a URL, such as wss://relay.example.com/ws/data".into()));
+            return Err(StoreError::Invalid(RELAY_URL.into()));
         }
         let mut writer = self.write().await?;
         let same = server::Entity::find().filter(server::Column::Name.eq(new.name.as_str()));
@@ -182,21 +196,44 @@ impl Store {
     }
 }
 
-async fn find(txn: &sea_orm::DatabaseTransaction, id: ServerId) -> Result<server::Model, StoreError> {
+/// Signs of life from before this are too old at `now`.
+pub(crate) fn oldest_fresh(now: UnixMillis) -> Result<i64, StoreError> {
+    to_db(now.saturating_sub(SERVER_FRESHNESS.as_millis() as u64))
+}
+
+pub(crate) async fn find(txn: &sea_orm::DatabaseTransaction, id: ServerId) -> Result<server::Model, StoreError> {
     let missing = || StoreError::NotFound { what: "server", key: id.to_string() };
     let key = id_to_db(id.0).map_err(|_| missing())?;
     server::Entity::find_by_id(key).one(txn).await?.ok_or_else(missing)
 }
 
-fn details(row: server::Model) -> Result<ServerDetails, StoreError> {
+pub(crate) fn details(row: server::Model, now: UnixMillis) -> Result<ServerDetails, StoreError> {
+    let oldest = oldest_fresh(now)?;
     Ok(ServerDetails {
+        online: row.last_heartbeat.is_some_and(|at| at >= oldest),
         last_heartbeat: row.last_heartbeat.map(from_db).transpose()?,
         created_at: from_db(row.created_at)?,
         record: convert::server(row)?,
     })
 }
 
-fn check_length(what: &str, text: &str, max: usize) -> Result<(), StoreError> {
+const RELAY_URL: &str = "a relay needs a URL, such as wss://relay.example.com/ws/data";
+
+/// What an external server must have to do what it is said to do.
+pub(crate) fn check_functions(server: &ServerRecord) -> Result<(), StoreError> {
+    if !server.relay && !server.stun {
+        return Err(StoreError::Invalid("a server needs a capability: relay, stun or both".into()));
+    }
+    if server.relay && server.url.is_none() {
+        return Err(StoreError::Invalid(RELAY_URL.into()));
+    }
+    if server.stun && server.stun_ip.is_none() {
+        return Err(StoreError::Invalid("a STUN server needs its public address (stun_ip)".into()));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_length(what: &str, text: &str, max: usize) -> Result<(), StoreError> {
     if text.chars().count() > max {
         return Err(StoreError::Invalid(format!("the server's {what} is longer than {max} characters")));
     }

@@ -80,22 +80,22 @@ impl Store {
     /// The newest `limit` lines of the audit log, newest first.
     pub async fn audit_log(&self, limit: u64) -> Result<Vec<AuditEntry>, StoreError> {
         let rows = audit_log::Entity::find().order_by_desc(audit_log::Column::Id).limit(limit).all(&self.db).await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(AuditEntry {
-                    id: id_from_db(row.id)?,
-                    actor_type: row.actor_type,
-                    actor_id: row.actor_id,
-                    action: row.action,
-                    target_type: row.target_type,
-                    target_id: row.target_id.map(id_from_db).transpose()?,
-                    details: row.details,
-                    ip_address: row.ip_address,
-                    created_at: from_db(row.created_at)?,
-                })
-            })
-            .collect()
+        rows.into_iter().map(entry).collect()
     }
+}
+
+pub(crate) fn entry(row: audit_log::Model) -> Result<AuditEntry, StoreError> {
+    Ok(AuditEntry {
+        id: id_from_db(row.id)?,
+        actor_type: row.actor_type,
+        actor_id: row.actor_id,
+        action: row.action,
+        target_type: row.target_type,
+        target_id: row.target_id.map(id_from_db).transpose()?,
+        details: row.details,
+        ip_address: row.ip_address,
+        created_at: from_db(row.created_at)?,
+    })
 }
 
 pub(crate) async fn get(db: &impl ConnectionTrait, key: &str) -> Result<Option<String>, StoreError> {

@@ -75,6 +75,8 @@ pub struct Counts {
     pub servers: u64,
     /// Those that are enabled.
     pub servers_enabled: u64,
+    /// Those heard of lately.
+    pub servers_online: u64,
     /// Revocations that have not expired.
     pub revocations: u64,
     /// Newest change.
@@ -129,6 +131,10 @@ impl Store {
             online: node::Entity::find().filter(crate::nodes::is_online(now)).count(&txn).await?,
             servers: server::Entity::find().count(&txn).await?,
             servers_enabled: server::Entity::find().filter(server::Column::Enabled.eq(true)).count(&txn).await?,
+            servers_online: server::Entity::find()
+                .filter(server::Column::LastHeartbeat.gte(crate::servers::oldest_fresh(now)?))
+                .count(&txn)
+                .await?,
             revocations: revocation::Entity::find()
                 .filter(revocation::Column::ExpiresAt.gt(to_db(now / 1000)?))
                 .count(&txn)

@@ -18,7 +18,7 @@ use http::{
         SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE, USER_AGENT,
     },
 };
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::{body::Bytes, client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -99,43 +99,87 @@ impl fmt::Debug for Dial {
 /// [`DialError`], which says at which step and what to do.
 pub async fn dial(dial: &Dial) -> Result<WebSocket, DialError> {
     let target = Target::parse(dial)?;
-    let proxy = dial.proxy.as_deref().map(Proxy::parse).transpose().map_err(|why| DialError::ProxyUrl { why })?;
     let request = request(dial, &target)?;
-
-    let step = Cell::new("resolving the name");
-    let open = async {
-        let socket = match &proxy {
-            None => open_socket(&target.host, target.port, dial.address_filter.as_ref(), &step).await?,
-            Some(proxy) => {
-                let mut socket = open_socket(&proxy.host, proxy.port, None, &step).await.map_err(|source| {
-                    DialError::ProxyUnreachable { proxy: proxy.to_string(), source: source.into() }
-                })?;
-                step.set("asking the proxy for a tunnel");
-                let tunnel = proxy.tunnel(&mut socket, &target.host, target.port).await;
-                tunnel.map_err(|error| tunnel_error(error, proxy, &target.to_string()))?;
-                socket
-            }
-        };
-        let conn = match &target.tls_name {
-            None => Conn::plain(socket),
-            Some(name) => {
-                step.set("the TLS handshake");
-                // Our caller bounds what is unsent (`WebSocket::poll_ready`), and rustls's own limit of 64 KiB would cut a
-                // large message into that many writes.
-                TlsConnector::from(Arc::clone(&dial.tls))
-                    .connect_with(name.clone(), socket, |tls| tls.set_buffer_limit(None))
-                    .await
-                    .map(Conn::tls_client)
-                    .map_err(|error| tls_error(error, &target.to_string(), name))?
-            }
-        };
+    let open = async |step: &Cell<&'static str>| {
+        let conn = connect(dial, &target, step).await?;
         step.set("the WebSocket upgrade");
         upgrade(conn, request, &target.to_string(), &dial.subprotocol).await
     };
-    match tokio::time::timeout(dial.connect_timeout, open).await {
-        Ok(upgraded) => Ok(WebSocket::client(Conn::from_upgraded(upgraded?), dial.max_message)),
+    let upgraded = within(dial, &target, open).await?;
+    Ok(WebSocket::client(Conn::from_upgraded(upgraded), dial.max_message))
+}
+
+/// Asks one HTTP question over a connection of its own, for whoever wants no WebSocket: `dial.url` is the server
+/// (`wss://` means HTTPS), `request.uri()` the path. An answer's body has at most `max_answer` bytes.
+///
+/// # Errors
+/// [`DialError`]; an answer of any status is an answer.
+pub async fn ask(
+    dial: &Dial,
+    mut request: Request<Full<Bytes>>,
+    max_answer: usize,
+) -> Result<Response<Bytes>, DialError> {
+    let target = Target::parse(dial)?;
+    let bad = |_| DialError::Url { why: "it holds characters that HTTP does not allow" };
+    let headers = request.headers_mut();
+    headers.insert(HOST, HeaderValue::from_str(&target.authority).map_err(bad)?);
+    headers.insert(USER_AGENT, HeaderValue::from_static(super::USER_AGENT));
+    for (name, value) in &dial.headers {
+        headers.insert(name, value.clone());
+    }
+    let exchange = async |step: &Cell<&'static str>| {
+        let conn = connect(dial, &target, step).await?;
+        step.set("waiting for the answer");
+        let http_error = |source| DialError::Exchange { target: target.to_string(), source };
+        let (mut sender, connection) = http1::handshake(TokioIo::new(conn)).await.map_err(http_error)?;
+        let answer = async {
+            let (head, body) = sender.send_request(request).await.map_err(http_error)?.into_parts();
+            let body = Limited::new(body, max_answer).collect().await;
+            let body = body.map_err(|_| DialError::BadAnswer { target: target.to_string() })?;
+            Ok(Response::from_parts(head, body.to_bytes()))
+        };
+        alongside(answer, connection).await
+    };
+    within(dial, &target, exchange).await
+}
+
+/// Runs `work`, which says at which step it is, within the limit.
+async fn within<T>(
+    dial: &Dial,
+    target: &Target,
+    work: impl AsyncFnOnce(&Cell<&'static str>) -> Result<T, DialError>,
+) -> Result<T, DialError> {
+    let step = Cell::new("resolving the name");
+    match tokio::time::timeout(dial.connect_timeout, work(&step)).await {
+        Ok(result) => result,
         Err(_) => Err(DialError::Timeout { target: target.to_string(), step: step.get(), after: dial.connect_timeout }),
     }
+}
+
+/// Socket, proxy and TLS.
+async fn connect(dial: &Dial, target: &Target, step: &Cell<&'static str>) -> Result<Conn, DialError> {
+    let proxy = dial.proxy.as_deref().map(Proxy::parse).transpose().map_err(|why| DialError::ProxyUrl { why })?;
+    let socket = match &proxy {
+        None => open_socket(&target.host, target.port, dial.address_filter.as_ref(), step).await?,
+        Some(proxy) => {
+            let mut socket = open_socket(&proxy.host, proxy.port, None, step)
+                .await
+                .map_err(|source| DialError::ProxyUnreachable { proxy: proxy.to_string(), source: source.into() })?;
+            step.set("asking the proxy for a tunnel");
+            let tunnel = proxy.tunnel(&mut socket, &target.host, target.port).await;
+            tunnel.map_err(|error| tunnel_error(error, proxy, &target.to_string()))?;
+            socket
+        }
+    };
+    let Some(name) = &target.tls_name else { return Ok(Conn::plain(socket)) };
+    step.set("the TLS handshake");
+    // Our caller bounds what is unsent (`WebSocket::poll_ready`), and rustls's own limit of 64 KiB would cut a
+    // large message into that many writes.
+    TlsConnector::from(Arc::clone(&dial.tls))
+        .connect_with(name.clone(), socket, |tls| tls.set_buffer_limit(None))
+        .await
+        .map(Conn::tls_client)
+        .map_err(|error| tls_error(error, &target.to_string(), name))
 }
 
 /// What a URL says.

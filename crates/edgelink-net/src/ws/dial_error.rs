@@ -66,6 +66,12 @@ pub enum DialError {
         /// Each attempt.
         source: ConnectErrors,
     },
+    /// An answer broke off, or is longer than any sensible one.
+    #[error("{target}: the answer broke off or is too long")]
+    BadAnswer {
+        /// `HOST:PORT`
+        target: String,
+    },
     /// It took too long.
     #[error("{target}: no answer within {} s while {step}{}", after.as_secs_f32(), timeout_advice(step))]
     Timeout {

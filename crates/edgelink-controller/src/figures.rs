@@ -1,0 +1,55 @@
+//! The control core's measurements as REST objects.
+
+use edgelink_api::rest;
+use edgelink_api::rest::Timestamp;
+use edgelink_control::Control;
+use edgelink_control::latency::Leg;
+use edgelink_model::{NetworkId, Now};
+
+/// Measured times: of one network's nodes, or of all; relays among each other serve every network.
+pub(crate) fn latencies(control: &Control, network: Option<NetworkId>, now: Now) -> Vec<rest::Latency> {
+    let samples = control.latency_matrix().samples().filter(|(leg, _, _)| match leg {
+        Leg::Node(node, _) => network.is_none() || control.network_of(*node) == network,
+        Leg::Mesh(..) => true,
+    });
+    samples
+        .map(|(leg, rtt_us, at)| {
+            let (src_type, src_id, dst) = match leg {
+                Leg::Node(node, relay) => ("node", node.0, relay),
+                Leg::Mesh(a, b) => ("server", a.0, b),
+            };
+            let age = u64::try_from(now.mono.saturating_duration_since(at).as_millis()).unwrap_or(u64::MAX);
+            rest::Latency {
+                src_type: src_type.to_owned(),
+                src_id,
+                dst_type: "server".to_owned(),
+                dst_id: dst.0,
+                rtt_ms: ms(rtt_us),
+                recorded_at: Timestamp::from_unix_ms(now.unix_ms.saturating_sub(age)),
+            }
+        })
+        .collect()
+}
+
+/// Best paths of the pairs of one network, or of all.
+pub(crate) fn paths(control: &Control, network: Option<NetworkId>) -> Vec<rest::LatencyPath> {
+    let path =
+        |(src, dst, path): (edgelink_model::NodeId, edgelink_model::NodeId, edgelink_control::latency::BestPath)| {
+            let of = control.network_of(src)?;
+            let wanted = network.is_none_or(|network| network == of);
+            wanted.then(|| rest::LatencyPath {
+                network_id: of.0,
+                src_node_id: src.0,
+                dst_node_id: dst.0,
+                relay_id: path.relay.0,
+                via_relay_id: path.via.map(|via| via.0),
+                rtt_ms: ms(path.latency_us),
+            })
+        };
+    control.best_paths().filter_map(path).collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "microseconds of a minute fit exactly")]
+fn ms(us: u64) -> f64 {
+    us as f64 / 1000.0
+}

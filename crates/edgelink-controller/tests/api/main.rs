@@ -1,0 +1,15 @@
+//! The REST API over real HTTP, against the real binary on loopback with a database of its own.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and reads the clock"
+)]
+
+mod bad_input;
+mod controller;
+mod login;
+mod resources;
+
+use controller::{Answer, Controller};
