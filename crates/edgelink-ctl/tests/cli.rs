@@ -459,7 +459,7 @@ fn status() {
         json!({
             "version": env!("CARGO_PKG_VERSION"), "config_version": 3, "networks": 1,
             "nodes": {"total": 2, "authorized": 1, "unauthorized": 1, "online": 0},
-            "servers": {"total": 1, "enabled": 1}, "revocations": 0
+            "servers": {"total": 1, "enabled": 1, "online": 0}, "revocations": 0
         })
     );
 }
