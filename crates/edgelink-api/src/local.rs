@@ -36,6 +36,11 @@ pub enum LocalRequest {
         /// Peer by name, overlay address or node id.
         target: String,
     },
+    /// `edgelink paths TARGET`.
+    Paths {
+        /// Peer by name, overlay address or node id.
+        target: String,
+    },
 }
 
 /// Which of the daemon's networks is meant.
@@ -120,6 +125,15 @@ pub enum LocalResponse {
     Peers {
         /// As in [`Status::peers`].
         peers: Vec<Peer>,
+    },
+    /// To `Paths`.
+    Paths {
+        /// The peer.
+        node_id: NodeId,
+        /// Its name.
+        name: String,
+        /// All paths to it, the one in use first.
+        paths: Vec<KnownPath>,
     },
     /// To `Ping`, once per probe and in order of arrival.
     PingReply(PingReply),
@@ -378,6 +392,41 @@ pub struct Path {
     pub endpoint: Option<SocketAddr>,
     /// End-to-end round trip in ms.
     pub rtt_ms: Option<f64>,
+}
+
+/// A path to a peer, in use or not (`edgelink paths`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KnownPath {
+    /// What it is.
+    #[serde(flatten)]
+    pub path: Path,
+    /// The relay's name.
+    pub relay_name: Option<String>,
+    /// The name of the peer's relay.
+    pub via_relay_name: Option<String>,
+    /// The relay must have the peer itself: it may not send packets to another relay.
+    pub one_hop: bool,
+    /// Do packets take it?
+    pub current: bool,
+    /// Is it alive?
+    pub state: PathState,
+    /// Why packets take it, or why they do not.
+    pub why: String,
+}
+
+/// Whether a path is alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathState {
+    /// Probes are answered.
+    Alive,
+    /// An answer is missing.
+    Doubted,
+    /// Three answers in a row are missing, or a relay said so.
+    Dead,
+    /// Not known.
+    #[serde(other)]
+    Unproved,
 }
 
 /// Classes of paths (DESIGN §5).

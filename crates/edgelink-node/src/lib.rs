@@ -21,6 +21,7 @@ mod drops;
 mod endpoints;
 mod latency;
 mod link;
+mod path_report;
 mod paths;
 mod peers;
 mod persist;

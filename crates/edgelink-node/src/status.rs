@@ -7,7 +7,7 @@ use edgelink_api::local::{
     ControllerLink, DaemonState, Nat, NatBehaviour, NatName, Path, PathKind, Peer as PeerStatus, Relay, Route, Status,
 };
 use edgelink_model::{NodeId, Now};
-use edgelink_path::{Behaviour, Class, Standing};
+use edgelink_path::{Behaviour, Standing};
 use std::time::{Duration, Instant};
 
 /// A peer is talked with while packets went either way within this time.
@@ -136,19 +136,7 @@ impl Node {
     }
 
     fn path(&self, peer: &Peer) -> Path {
-        let Some(view) = self.path_view(peer) else { return Path::default() };
-        Path {
-            kind: match view.way.class() {
-                Class::Lan => PathKind::Lan,
-                Class::P2p => PathKind::P2p,
-                Class::Relay if view.mesh => PathKind::Mesh,
-                Class::Relay => PathKind::Relay,
-            },
-            relay_id: view.way.relay(),
-            via_relay_id: view.via,
-            endpoint: view.way.remote(),
-            rtt_ms: view.rtt.map(millis),
-        }
+        self.path_view(peer).map(|view| crate::path_report::path_of(&view)).unwrap_or_default()
     }
 
     fn nat_status(&self) -> Nat {

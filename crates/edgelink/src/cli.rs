@@ -31,6 +31,11 @@ pub(crate) enum Command {
     Peers,
     /// Measure the round trip to a node through the tunnel, and show the path taken.
     Ping(PingArgs),
+    /// List every path to a node: by which relays, how fast, and why packets take it or not.
+    Paths {
+        /// Name, overlay address or id of the node.
+        target: String,
+    },
     /// Believe what was refused of a node, such as a changed machine key; `status` says what was refused.
     Accept {
         /// Name, overlay address or id of the node.

@@ -66,6 +66,14 @@ pub(crate) fn accept(socket: &Path, json: bool, target: String) -> Outcome {
     }
 }
 
+pub(crate) fn paths(socket: &Path, json: bool, target: String) -> Outcome {
+    match ask(socket, &LocalRequest::Paths { target })? {
+        LocalResponse::Paths { paths, .. } if json => print_json(&paths),
+        LocalResponse::Paths { name, paths, .. } => print(&output::paths(&name, &paths)),
+        other => Err(unexpected(&other)),
+    }
+}
+
 pub(crate) fn ping(socket: &Path, json: bool, args: PingArgs) -> Outcome {
     let millis = |seconds: f64| (seconds.clamp(0.0, 86_400.0) * 1000.0) as u64;
     let mut request = PingRequest::new(args.target.clone(), args.count);

@@ -43,6 +43,7 @@ pub fn main() -> ExitCode {
         Command::Status => commands::status(&socket, cli.json),
         Command::Peers => commands::peers(&socket, cli.json),
         Command::Accept { target } => commands::accept(&socket, cli.json, target),
+        Command::Paths { target } => commands::paths(&socket, cli.json, target),
         Command::Ping(args) => commands::ping(&socket, cli.json, args),
         Command::Config(ConfigCommand::Init) => {
             commands::print(&edgelink_config::starter::<edgelink_config::ClientConfig>())

@@ -1,6 +1,8 @@
 //! Answers as people see them: aligned tables, a hint where there is something to do.
 
-use edgelink_api::local::{DaemonState, LocalError, LocalErrorKind, Path, PathKind, Peer, PingDone, PingReply, Status};
+use edgelink_api::local::{
+    DaemonState, KnownPath, LocalError, LocalErrorKind, Path, PathKind, PathState, Peer, PingDone, PingReply, Status,
+};
 use std::fmt::Write as _;
 
 pub(crate) fn status(status: &Status) -> String {
@@ -57,6 +59,36 @@ pub(crate) fn peers(peers: &[Peer]) -> String {
         let _ = writeln!(out, "{}: {reason}", peer.name);
     }
     out
+}
+
+pub(crate) fn paths(name: &str, paths: &[KnownPath]) -> String {
+    if paths.is_empty() {
+        return format!("no path leads to {name}\n");
+    }
+    let header = ["USE", "PATH", "BY", "RTT", "STATE", "WHY"].map(str::to_owned).to_vec();
+    let rows = paths.iter().map(|known| {
+        let by = match (&known.relay_name, &known.via_relay_name) {
+            (Some(first), Some(second)) => format!("{first}, {second}"),
+            (Some(first), None) if known.one_hop => format!("{first} alone"),
+            (Some(first), None) => first.clone(),
+            _ => "-".to_owned(),
+        };
+        let state = match known.state {
+            PathState::Alive => "alive",
+            PathState::Doubted => "doubted",
+            PathState::Dead => "dead",
+            PathState::Unproved => "unproved",
+        };
+        vec![
+            if known.current { "*" } else { "" }.to_owned(),
+            path(&known.path),
+            by,
+            known.path.rtt_ms.map_or_else(|| "-".to_owned(), |rtt| format!("{rtt:.1} ms")),
+            state.to_owned(),
+            known.why.clone(),
+        ]
+    });
+    table(std::iter::once(header).chain(rows).collect())
 }
 
 pub(crate) fn up(status: &Status) -> String {
@@ -129,6 +161,7 @@ fn path(path: &Path) -> String {
     match (path.kind, path.relay_id, path.via_relay_id, path.endpoint) {
         (PathKind::Relay, Some(relay), _, _) => format!("relay {relay}"),
         (PathKind::Mesh, Some(relay), Some(via), _) => format!("mesh {relay}-{via}"),
+        (PathKind::Mesh, Some(relay), None, _) => format!("mesh {relay}-?"),
         (PathKind::Lan, _, _, Some(endpoint)) => format!("lan {endpoint}"),
         (PathKind::P2p, _, _, Some(endpoint)) => format!("p2p {endpoint}"),
         _ => "none".to_owned(),
@@ -198,6 +231,38 @@ a              3   10.0.1.3  yes     relay 1  1.2 ms  1.5 s ago  1.5 KiB  12 B
 a-longer-name  3   10.0.1.3  no      relay 1  1.2 ms  1.5 s ago  1.5 KiB  12 B
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn paths_are_told_with_their_relays_and_reasons() {
+        let known = |relay: u32, via: Option<u32>, rtt, current, why: &str| KnownPath {
+            path: Path {
+                kind: if via.is_some() { PathKind::Mesh } else { PathKind::Relay },
+                relay_id: Some(ServerId(relay)),
+                via_relay_id: via.map(ServerId),
+                rtt_ms: rtt,
+                endpoint: None,
+            },
+            relay_name: Some(format!("r{relay}")),
+            via_relay_name: via.map(|via| format!("r{via}")),
+            one_hop: via.is_none(),
+            current,
+            state: if rtt.is_some() { PathState::Alive } else { PathState::Dead },
+            why: why.to_owned(),
+        };
+        let all = [
+            known(2, Some(3), Some(25.0), true, "the best according to the controller's measurements"),
+            known(2, None, Some(40.5), false, "slower by 15.5 ms"),
+            known(4, None, None, false, "no answer"),
+        ];
+        let expected = "\
+USE  PATH      BY        RTT      STATE  WHY
+*    mesh 2-3  r2, r3    25.0 ms  alive  the best according to the controller's measurements
+     relay 2   r2 alone  40.5 ms  alive  slower by 15.5 ms
+     relay 4   r4 alone  -        dead   no answer
+";
+        assert_eq!(paths("b", &all), expected);
+        assert_eq!(paths("b", &[]), "no path leads to b\n");
     }
 
     #[test]

@@ -90,6 +90,15 @@ fn every_pair_takes_the_best_path_and_moves_when_a_link_changes() {
     let best = brute_force(&web, 0, 1).as_secs_f64() * 1e3;
     assert!(seen >= best - 1.0 && seen <= best * 1.2 + 25.0, "measured {seen} ms, {best} ms at best");
 
+    // `edgelink paths` lists that one first, with its relays, and says why.
+    let listed = web.net.nodes[0].edgelink(&["paths", "b", "--json"]).unwrap().run().unwrap();
+    let listed: Vec<edgelink_api::local::KnownPath> = serde_json::from_str(&listed).unwrap();
+    assert!(listed.len() >= 3 && listed[0].current && listed[1..].iter().all(|path| !path.current), "{listed:#?}");
+    assert!(listed.iter().all(|path| path.relay_name.is_some() && !path.why.is_empty()), "{listed:#?}");
+    let text = web.net.nodes[0].edgelink(&["paths", "b"]).unwrap().run().unwrap();
+    assert!(text.lines().nth(1).is_some_and(|line| line.starts_with('*')), "{text}");
+    println!("{text}");
+
     // A link becomes slow, and another one fast.
     for (one, other, now) in [
         (At::Relay(0), At::Relay(1), 170 * MS),

@@ -456,3 +456,27 @@ fn a_relay_that_is_about_to_end_is_left_before_it_does() {
     net.stream(SECOND);
     assert!(!net.arrived.is_empty());
 }
+
+#[test]
+fn every_path_is_told_with_its_reason() {
+    let net = Net::new(&[1, 2]);
+    let known = net.world.node.paths_to(PEER, net.world.now());
+    assert!(known.iter().filter(|path| path.current).count() <= 1 && known.len() == 4, "{known:#?}");
+
+    let mut net = Net::settled(&[1, 2]);
+    let used = net.world.peer_status(PEER).path;
+    let known = net.world.node.paths_to(PEER, net.world.now());
+    assert!(known[0].current && known[0].path == used && known[1..].iter().all(|path| !path.current), "{known:#?}");
+    assert!(known.iter().all(|path| path.relay_name.is_some() && !path.why.is_empty()));
+    assert_eq!(known.iter().filter(|path| path.one_hop).count(), 2, "{known:#?}");
+
+    // The relay in use goes silent: the reason says so while the other one carries.
+    let dead = used.relay_id.unwrap();
+    net.dead.insert(dead.0);
+    net.stream(6 * SECOND);
+    let known = net.world.node.paths_to(PEER, net.world.now());
+    assert_ne!(known[0].path.relay_id, Some(dead));
+    let left = known.iter().filter(|path| path.path.relay_id == Some(dead));
+    assert!(left.clone().all(|path| path.why.contains("no answer") || path.why.contains("missing")), "{known:#?}");
+    assert!(net.world.node.paths_to(NodeId(9_999), net.world.now()).is_empty());
+}

@@ -1,6 +1,6 @@
 //! The daemon's Unix socket: who may ask, and what is answered (DESIGN §7).
 
-use super::{Daemon, tunnel::Tunnel};
+use super::{Daemon, now, tunnel::Tunnel};
 use anyhow::{Context as _, Result, bail};
 use edgelink_api::local::{
     DaemonState, LocalError, LocalErrorKind, LocalRequest, LocalResponse, MAX_REQUEST_LINE, NetworkChoice, PingDone,
@@ -101,6 +101,7 @@ async fn answer(daemon: &Rc<Daemon>, request: LocalRequest) -> Result<LocalRespo
             Ok(LocalResponse::Status(Box::new(daemon.status())))
         }
         LocalRequest::Accept { target } => accept(daemon, &target),
+        LocalRequest::Paths { target } => paths(daemon, &target),
         LocalRequest::Ping(_) => Err(LocalError::new(LocalErrorKind::Failed, "ping is answered elsewhere")),
     }
 }
@@ -157,6 +158,17 @@ fn accept(daemon: &Rc<Daemon>, target: &str) -> Result<LocalResponse, LocalError
         return Err(LocalError::new(LocalErrorKind::Failed, text));
     }
     Ok(LocalResponse::Status(Box::new(daemon.status())))
+}
+
+fn paths(daemon: &Rc<Daemon>, target: &str) -> Result<LocalResponse, LocalError> {
+    let down = || LocalError::new(LocalErrorKind::Unreachable, "the daemon is down; `edgelink up` connects it");
+    let tunnel = daemon.tunnel().ok_or_else(down)?;
+    let node = tunnel.node.borrow();
+    let peer = node.find_peer(target).map_err(|e| LocalError::new(LocalErrorKind::Usage, e.to_string()))?;
+    let paths = node.paths_to(peer, now());
+    drop(node);
+    let name = daemon.status().peers.iter().find(|p| p.node_id == peer).map(|p| p.name.clone()).unwrap_or_default();
+    Ok(LocalResponse::Paths { node_id: peer, name, paths })
 }
 
 async fn ping(
