@@ -3,7 +3,7 @@
 use crate::error::ConfigError;
 use crate::schema::section;
 use crate::secrets;
-use crate::values::{Headers, InterfaceName, Pin, ProxyUrl, Seconds, Trust, WsUrl};
+use crate::values::{Headers, InterfaceName, Pin, ProxyUrl, Seconds, SessionCipher, Trust, WsUrl};
 use crate::{Config, Env, Program};
 use edgelink_api::Secret;
 use ipnet::{IpNet, Ipv4Net};
@@ -33,6 +33,9 @@ section! {
         /// Whom to believe about other nodes' machine keys: "tofu" (the first one stays), "controller" (it may
         /// change them) or { "pinned": ["sha256:…"] }.
         trust: Trust = Trust::Tofu;
+        /// Cipher between nodes: "auto" (AES-256-GCM where both processors have instructions for it, else
+        /// ChaCha20-Poly1305) or "chacha20-poly1305".
+        session_cipher: SessionCipher = SessionCipher::Auto;
         /// The virtual interface.
         tun: TunSection = TunSection::default();
         /// Subnets behind this node to offer to the others.

@@ -45,7 +45,8 @@ pub use starter::starter;
 pub use stun::Stun;
 pub use tls::{Tls, TlsFiles};
 pub use values::{
-    Algorithm, DatabaseType, Headers, Hours, HttpPath, InterfaceName, Pin, ProxyUrl, PublicUrls, Seconds, Trust, WsUrl,
+    Algorithm, DatabaseType, Headers, Hours, HttpPath, InterfaceName, Pin, ProxyUrl, PublicUrls, Seconds,
+    SessionCipher, Trust, WsUrl,
 };
 
 use schema::{Context, Field, Key, Section, Source};

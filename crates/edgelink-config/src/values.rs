@@ -386,6 +386,14 @@ words! {
         Hs256 = "HS256",
     }
 
+    /// Which cipher protects packets between nodes (DESIGN §6).
+    pub enum SessionCipher("\"auto\" or \"chacha20-poly1305\"") {
+        /// AES-256-GCM where both processors have instructions for it, else ChaCha20-Poly1305.
+        Auto = "auto",
+        /// ChaCha20-Poly1305 whatever the processors have.
+        ChaCha20Poly1305 = "chacha20-poly1305",
+    }
+
     /// Which database.
     pub enum DatabaseType("\"sqlite\" or \"mariadb\"") {
         /// A file beside the controller.

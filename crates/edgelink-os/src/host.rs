@@ -22,6 +22,21 @@ pub fn arch() -> &'static str {
     std::env::consts::ARCH
 }
 
+/// Whether the processor has instructions for AES and carry-less multiplication, without which AES-256-GCM is slower
+/// than ChaCha20-Poly1305.
+#[must_use]
+pub fn has_aes_gcm() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = std::is_x86_feature_detected!("aes")
+        && std::is_x86_feature_detected!("pclmulqdq")
+        && std::is_x86_feature_detected!("ssse3");
+    #[cfg(target_arch = "aarch64")]
+    let has = std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let has = false;
+    has
+}
+
 /// The kernel's release, e.g. `"6.12.1"`; empty when the system does not say.
 #[must_use]
 pub fn kernel_release() -> String {

@@ -1,9 +1,10 @@
 //! Keys from two statements, and the AEAD (DESIGN §2).
 
-use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use crate::{AES_REKEY_AFTER, REKEY_AFTER};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hkdf;
 use edgelink_auth::SignedStatement;
-use edgelink_model::{NetworkId, NodeId};
+use edgelink_model::{NetworkId, NodeId, capabilities};
 use edgelink_wire::data::{AAD_LEN, TAG_LEN};
 use zeroize::Zeroizing;
 
@@ -25,17 +26,27 @@ impl From<aws_lc_rs::error::Unspecified> for CryptoError {
     }
 }
 
-/// The AEAD of a session. The one place to change for AES-256-GCM.
+/// The AEAD of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Suite {
     ChaCha20Poly1305,
+    Aes256Gcm,
 }
 
 impl Suite {
-    /// What two statements' capabilities agree on. Both sides hash both statements into the keys, so that nobody in
-    /// between can talk them down. AES-256-GCM is not announced yet, and a peer that announces it gets ChaCha.
-    pub(crate) fn negotiated(_ours: u32, _theirs: u32) -> Self {
-        Self::ChaCha20Poly1305
+    /// What two statements' capabilities agree on: AES-256-GCM when both announce it. Both sides hash both statements
+    /// into the keys, so that nobody in between can talk them down, and one key never serves two ciphers.
+    pub(crate) fn negotiated(ours: u32, theirs: u32) -> Self {
+        if ours & theirs & capabilities::AES_256_GCM != 0 { Self::Aes256Gcm } else { Self::ChaCha20Poly1305 }
+    }
+
+    /// Send counter from which a new key is asked for. GCM's bound is on blocks under a key: 2^32 frames of 64 KiB keep
+    /// an attacker's advantage below 2^-40 (2^88 pairs of blocks among 2^128 values).
+    pub(crate) fn rekey_after(self) -> u64 {
+        match self {
+            Self::ChaCha20Poly1305 => REKEY_AFTER,
+            Self::Aes256Gcm => AES_REKEY_AFTER,
+        }
     }
 }
 
@@ -46,6 +57,7 @@ impl Cipher {
     pub(crate) fn new(suite: Suite, key: &[u8]) -> Result<Self, CryptoError> {
         let algorithm = match suite {
             Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+            Suite::Aes256Gcm => &AES_256_GCM,
         };
         Ok(Self(LessSafeKey::new(UnboundKey::new(algorithm, key)?)))
     }
@@ -149,7 +161,17 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_given_aes_before_it_exists() {
-        assert_eq!(Suite::negotiated(u32::MAX, u32::MAX), Suite::ChaCha20Poly1305);
+    fn aes_needs_both() {
+        let all = u32::MAX;
+        let without = all & !capabilities::AES_256_GCM;
+        for (ours, theirs, suite) in [
+            (0, 0, Suite::ChaCha20Poly1305),
+            (all, without, Suite::ChaCha20Poly1305),
+            (without, all, Suite::ChaCha20Poly1305),
+            (2, 3, Suite::Aes256Gcm),
+            (all, all, Suite::Aes256Gcm),
+        ] {
+            assert_eq!(Suite::negotiated(ours, theirs), suite, "{ours:x} {theirs:x}");
+        }
     }
 }

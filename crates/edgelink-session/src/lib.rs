@@ -41,6 +41,8 @@ use std::time::Duration;
 pub const SUPERSEDED_FOR: Duration = Duration::from_secs(5 * 60);
 /// Send counter from which [`SessionTable::rekey_due`] asks for a new node key.
 pub const REKEY_AFTER: u64 = 1 << 60;
+/// The same under AES-256-GCM, whose security falls with the square of the blocks sealed under a key.
+pub const AES_REKEY_AFTER: u64 = 1 << 32;
 /// First counter that is never used, sent or received.
 pub const COUNTER_LIMIT: u64 = u64::MAX - (1 << 13);
 

@@ -2,7 +2,7 @@
 
 use crate::crypto::{Cipher, CryptoError, Prefix, Suite, direction_key, nonce};
 use crate::window::{Refused, ReplayWindow};
-use crate::{COUNTER_LIMIT, OpenError, REKEY_AFTER, SealError, SessionError};
+use crate::{COUNTER_LIMIT, OpenError, SealError, SessionError};
 use edgelink_auth::{NodeKey, SignedStatement};
 use edgelink_model::{NetworkId, NodeId};
 use edgelink_wire::data::{self, AAD_LEN, DataHeader, PLAINTEXT_OFFSET, TAG_LEN};
@@ -24,6 +24,7 @@ pub(crate) struct Local {
 
 /// The keys of both directions. Dropping them zeroizes them.
 pub(crate) struct Keys {
+    suite: Suite,
     send: Cipher,
     send_prefix: Prefix,
     receive: Cipher,
@@ -45,6 +46,7 @@ impl Keys {
             let send = direction_key(&shared, psk, network, ours, theirs)?;
             let receive = direction_key(&shared, psk, network, theirs, ours)?;
             Ok(Self {
+                suite,
                 send: Cipher::new(suite, send.key.as_slice())?,
                 send_prefix: send.prefix,
                 receive: Cipher::new(suite, receive.key.as_slice())?,
@@ -157,6 +159,8 @@ impl Session {
 /// Seals frames to one peer: the look-up is paid once for as many frames as are waiting.
 pub struct Sealer<'t> {
     pub(crate) session: &'t mut Session,
+    /// The session is under our newest key: only then a newer one would help.
+    pub(crate) newest: bool,
     pub(crate) rekey_due: &'t mut bool,
     pub(crate) src: NodeId,
     pub(crate) dst: NodeId,
@@ -174,15 +178,15 @@ impl Sealer<'_> {
         let keys = session.keys.as_ref().ok_or(SealError::UnknownPeer)?;
         let counter = session.next_counter;
         if counter >= COUNTER_LIMIT {
-            *self.rekey_due = true;
+            *self.rekey_due |= self.newest;
             return Err(SealError::Exhausted);
         }
         let nonce = nonce(keys.send_prefix, counter);
         data::write_header(frame, ty, flags, &DataHeader { src: self.src, dst: self.dst, nonce })?;
         // From here on the nonce counts as used, whatever happens.
         session.next_counter = counter + 1;
-        if counter >= REKEY_AFTER {
-            *self.rekey_due = true;
+        if counter >= keys.suite.rekey_after() {
+            *self.rekey_due |= self.newest;
         }
         let aad = data::aad(frame);
         let (text, tag_room) = frame

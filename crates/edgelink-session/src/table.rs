@@ -205,7 +205,8 @@ impl SessionTable {
         let confirmed = self.previous.as_ref().filter(|previous| peer.confirmed == Some(previous.epoch));
         let session = peer.ensure(&self.config, confirmed.unwrap_or(newest), true).map_err(|_| SealError::Crypto)?;
         let session = session.ok_or(SealError::UnknownPeer)?;
-        Ok(Sealer { session, rekey_due: &mut self.rekey_due, src: self.config.node_id, dst })
+        let newest = session.epoch == newest.epoch;
+        Ok(Sealer { session, newest, rekey_due: &mut self.rekey_due, src: self.config.node_id, dst })
     }
 
     /// Opens a whole frame (header included) in place: key by (source, prefix), window look-up, AEAD, window commit.
@@ -288,7 +289,7 @@ impl SessionTable {
         self.newest.as_ref().map(|newest| &newest.statement)
     }
 
-    /// Whether a send counter has passed [`crate::REKEY_AFTER`]: a new node key is due.
+    /// Whether a send counter has passed [`crate::REKEY_AFTER`] or [`crate::AES_REKEY_AFTER`]: a new node key is due.
     pub fn rekey_due(&self) -> bool {
         self.rekey_due
     }

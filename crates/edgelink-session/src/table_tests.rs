@@ -3,8 +3,8 @@
 
 use crate::session::Session;
 use crate::{
-    COUNTER_LIMIT, OpenError, PeerChange, REKEY_AFTER, SUPERSEDED_FOR, SealError, SessionConfig, SessionError,
-    SessionTable,
+    AES_REKEY_AFTER, COUNTER_LIMIT, OpenError, PeerChange, REKEY_AFTER, SUPERSEDED_FOR, SealError, SessionConfig,
+    SessionError, SessionTable,
 };
 use edgelink_auth::{KeyStatement, MachineKey, NodeKey, SignedStatement};
 use edgelink_model::{NetworkId, NodeId};
@@ -26,21 +26,26 @@ struct Side {
     id: NodeId,
     machine: MachineKey,
     seq: u64,
+    capabilities: u32,
     table: SessionTable,
 }
 
 impl Side {
     fn new(id: NodeId, now: Instant) -> Self {
+        Self::with(id, 1, now)
+    }
+
+    fn with(id: NodeId, capabilities: u32, now: Instant) -> Self {
         let config = SessionConfig { network_id: NETWORK, node_id: id, psk: None, window: 8_192 };
         let machine = MachineKey::from_seed([id.0 as u8; 32]);
-        let mut side = Self { id, machine, seq: 0, table: SessionTable::new(config) };
+        let mut side = Self { id, machine, seq: 0, capabilities, table: SessionTable::new(config) };
         side.rotate(now);
         side
     }
 
     fn rotate(&mut self, now: Instant) -> SignedStatement {
         self.seq += 1;
-        let (key, statement) = statement(&self.machine, self.id, self.seq);
+        let (key, statement) = statement(&self.machine, self.id, self.seq, self.capabilities);
         self.table.set_local(key, statement.clone(), now).unwrap();
         statement
     }
@@ -65,7 +70,7 @@ impl Side {
     }
 }
 
-fn statement(machine: &MachineKey, id: NodeId, seq: u64) -> (NodeKey, SignedStatement) {
+fn statement(machine: &MachineKey, id: NodeId, seq: u64, capabilities: u32) -> (NodeKey, SignedStatement) {
     let mut private = [0x11; 32];
     private[..4].copy_from_slice(&id.0.to_be_bytes());
     private[4..12].copy_from_slice(&seq.to_be_bytes());
@@ -79,7 +84,7 @@ fn statement(machine: &MachineKey, id: NodeId, seq: u64) -> (NodeKey, SignedStat
         seq,
         not_before: 1_700_000_000,
         not_after: 1_700_000_000 + LIFETIME.as_secs(),
-        capabilities: 1,
+        capabilities,
     };
     let signed = SignedStatement::sign(statement, machine).unwrap();
     (key, signed)
@@ -220,6 +225,63 @@ fn the_counter_asks_for_a_new_key_and_stops() {
 }
 
 #[test]
+fn aes_asks_for_a_new_key_sooner_and_once() {
+    let now = epoch();
+    let (mut a, mut b) = (Side::with(A, 3, now), Side::with(B, 3, now));
+    a.learn(&b, now);
+    b.learn(&a, now);
+    talk(&mut a, &mut b, now);
+    talk(&mut b, &mut a, now);
+    a.table.sessions_mut(B)[0].set_next_counter(AES_REKEY_AFTER);
+    talk(&mut a, &mut b, now);
+    assert!(a.table.rekey_due());
+    // Until the peer has confirmed the new key the old one is still used: that is no reason for yet another.
+    a.rotate(now);
+    talk(&mut a, &mut b, now);
+    assert_eq!(a.table.sessions_mut(B)[0].next_counter(), AES_REKEY_AFTER + 2);
+    assert!(!a.table.rekey_due());
+}
+
+#[test]
+fn the_cipher_follows_both_statements() {
+    let now = epoch();
+    let sealed = |ours, theirs| {
+        let (mut a, mut b) = (Side::with(A, ours, now), Side::with(B, theirs, now));
+        a.learn(&b, now);
+        b.learn(&a, now);
+        let there = a.seal(B, b"there");
+        assert_eq!(b.open(&there, now), Ok(b"there".to_vec()), "{ours} {theirs}");
+        let back = b.seal(A, b"back");
+        assert_eq!(a.open(&back, now), Ok(b"back".to_vec()), "{ours} {theirs}");
+        there
+    };
+    let frames = [sealed(1, 1), sealed(1, 3), sealed(3, 1), sealed(3, 3)];
+    // Each mixture is a key of its own: none of them can be taken for another.
+    let prefixes: std::collections::HashSet<&[u8]> = frames.iter().map(|frame| &frame[13..17]).collect();
+    assert_eq!(prefixes.len(), 4);
+}
+
+#[test]
+fn nobody_in_between_can_take_aes_away() {
+    let now = epoch();
+    let (mut a, mut b) = (Side::with(A, 3, now), Side::with(B, 3, now));
+    // The bit is signed …
+    let mut bytes = b.statement().bytes().to_vec();
+    *bytes.last_mut().unwrap() &= !2;
+    assert!(SignedStatement::verify(&bytes, b.statement().signature()).is_err());
+    // … what the peer said before it could do AES is refused as old …
+    a.learn(&b, now);
+    let (_, former) = statement(&b.machine, B, 0, 1);
+    assert_eq!(a.table.set_peer(&former, now), Err(SessionError::LowerSeq));
+    // … and were the signature of no use, the two would only cease to understand each other.
+    let (key, weaker) = statement(&a.machine, A, a.seq, 1);
+    b.table.set_peer(&weaker, now).unwrap();
+    drop(key);
+    let frame = a.seal(B, b"not weaker");
+    assert!(matches!(b.open(&frame, now), Err(OpenError::UnknownKey { .. })));
+}
+
+#[test]
 fn a_peer_that_comes_back_goes_on_where_it_was() {
     for end in [SessionTable::remove_peer, SessionTable::wipe_peer] {
         let (mut a, mut b, now) = settled();
@@ -277,7 +339,7 @@ fn all_four_sessions_receive() {
     a.learn(&b, now);
     frames.push(a.seal(B, b"1 to 2"));
     // A twin of A that learns B's old statement after its own rotation seals (2,1).
-    let old_b = statement(&b.machine, B, 1).1;
+    let old_b = statement(&b.machine, B, 1, 1).1;
     twin.rotate(now);
     twin.table.set_peer(&old_b, now).unwrap();
     frames.push(twin.seal(B, b"2 to 1"));
@@ -472,13 +534,13 @@ fn our_own_statement_must_be_ours_and_new() {
     let mut a = Side::new(A, now);
     a.rotate(now);
     let set = |a: &mut Side, id, seq| {
-        let (key, signed) = statement(&a.machine, id, seq);
+        let (key, signed) = statement(&a.machine, id, seq, 1);
         a.table.set_local(key, signed, now)
     };
     assert_eq!(set(&mut a, A, 1), Err(SessionError::LowerSeq));
     assert_eq!(set(&mut a, A, 2), Err(SessionError::SeqConflict));
     assert_eq!(set(&mut a, B, 3), Err(SessionError::OtherNode));
-    let (_, signed) = statement(&a.machine, A, 3);
+    let (_, signed) = statement(&a.machine, A, 3, 1);
     assert_eq!(a.table.set_local(NodeKey::from_bytes([9; 32]), signed, now), Err(SessionError::OtherNode));
     assert_eq!(set(&mut a, A, 3), Ok(()));
 }
@@ -490,7 +552,7 @@ fn another_machine_key_ends_everything_that_was_before() {
     let old_statement = b.statement();
     let mut other = Side::new(B, now);
     other.machine = MachineKey::from_seed([0x77; 32]);
-    let (key, signed) = statement(&other.machine, B, 1);
+    let (key, signed) = statement(&other.machine, B, 1, 1);
     let config = SessionConfig { network_id: NETWORK, node_id: B, psk: None, window: 8_192 };
     other.table = SessionTable::new(config);
     other.table.set_local(key, signed, now).unwrap();

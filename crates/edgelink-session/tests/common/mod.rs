@@ -66,7 +66,8 @@ impl Side {
             seq,
             not_before: 1_700_000_000,
             not_after: 1_700_000_000 + LIFETIME.as_secs(),
-            capabilities: 1,
+            // Generations differ in what they announce: both ciphers, and every mixture of wills.
+            capabilities: if seq.is_multiple_of(3) { 1 } else { 3 },
         };
         let signed = SignedStatement::sign(statement, &machine).unwrap();
         (key, signed)

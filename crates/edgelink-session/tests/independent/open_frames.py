@@ -33,12 +33,13 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 DOMAIN = b"edgelink-nodekey-v1\0"
 SEALED = {0x10: "DATA", 0x32: "P2P_PING", 0x33: "P2P_PONG"}
 LOCAL_ONLY = 0x10
+AES_256_GCM = 0x2  # capability bit
 
 
 class BadInput(Exception):
@@ -92,7 +93,8 @@ def sessions(nodes, statements, psk):
             for src, dst in ((mine, theirs), (theirs, mine)):
                 key, prefix = direction(shared, psk, src, dst)
                 ciphers = found.setdefault((src.node, dst.node, prefix), {})
-                ciphers[key] = ChaCha20Poly1305(key)
+                both = mine.capabilities & theirs.capabilities
+                ciphers[key] = AESGCM(key) if both & AES_256_GCM else ChaCha20Poly1305(key)
     return {name: list(ciphers.values()) for name, ciphers in found.items()}
 
 

@@ -3,13 +3,14 @@
 mod links;
 mod local;
 mod state;
+mod tun_writer;
 mod tunnel;
 mod udp;
 
 use crate::cli::RunArgs;
 use anyhow::{Context as _, Result, anyhow, bail};
 use edgelink_api::local::{DaemonState, LocalError, LocalErrorKind, Status, UpRequest};
-use edgelink_config::{ClientConfig, Config as _, Env, WsUrl};
+use edgelink_config::{ClientConfig, Config as _, Env, SessionCipher, WsUrl};
 use edgelink_model::records::HostInfo;
 use edgelink_model::{Now, capabilities};
 use edgelink_node::{NodeConfig, P2pConfig, PathSettings};
@@ -224,7 +225,7 @@ impl Daemon {
             },
             trust: links::trust(&self.config.trust)?,
             psk: None,
-            capabilities: if tun.offload() { capabilities::SUPER_PACKETS } else { 0 },
+            capabilities: self.capabilities(&tun),
             paths: PathSettings { latency_report: self.config.relay.latency_report_interval_seconds.duration() },
             p2p: P2pConfig {
                 enabled: self.config.p2p.enabled,
@@ -238,6 +239,13 @@ impl Daemon {
         *self.tunnel.borrow_mut() = Some(tunnel);
         self.started.notify_one();
         Ok(())
+    }
+
+    /// What this node announces that it understands.
+    fn capabilities(&self, tun: &edgelink_os::tun::Tun) -> u32 {
+        let aes = self.config.session_cipher == SessionCipher::Auto && host::has_aes_gcm();
+        let super_packets = if tun.offload() { capabilities::SUPER_PACKETS } else { 0 };
+        super_packets | if aes { capabilities::AES_256_GCM } else { 0 }
     }
 
     async fn stop(&self) {
