@@ -1,10 +1,10 @@
 //! Super-packets: whatever the header says, nothing is read outside the packet; segments carry the payload, and their
-//! checksums are right by a routine of this file's own.
+//! checksums are right by a routine of this file's own. Joined again they are what they were.
 
 use crate::input::Input;
 use crate::packets::{tcp, udp};
 use edgelink_wire::virtio::{
-    self, F_NEEDS_CSUM, GSO_NONE, MAX_SEGMENTS, VirtioHeader, complete_checksum, segment, validate,
+    self, F_NEEDS_CSUM, GSO_NONE, GSO_UDP_L4, Joiner, MAX_SEGMENTS, VirtioHeader, complete_checksum, segment, validate,
 };
 use std::net::Ipv4Addr;
 
@@ -52,6 +52,10 @@ pub(crate) fn run(data: &[u8]) {
         assert_eq!((done, &completed), (Ok(()), &packet));
     }
 
+    // Two packets that may or may not belong together.
+    let (one, other) = packet.split_at(packet.len() / 2);
+    check_joined(&[one.to_vec(), other.to_vec(), packet.clone(), packet.clone()]);
+
     let valid = validate(&header, &packet);
     let limit = (limit > 0).then_some(limit);
     let mut segments = Vec::new();
@@ -66,10 +70,49 @@ pub(crate) fn run(data: &[u8]) {
         assert_eq!(segments.len(), usize::from(!packet.is_empty()));
         return;
     }
+    check_joined(&segments);
+    if header.gso_type == GSO_UDP_L4 {
+        assert!(valid.is_err(), "no peer may send these");
+        return;
+    }
     check(&header, &packet, limit, &segments);
     if valid.is_ok() && limit.is_none() {
         assert!(count <= MAX_SEGMENTS);
     }
+}
+
+/// Whatever is joined is the same when it is cut again. All packets are of one flow or not looked at, so their order stays.
+fn check_joined(packets: &[Vec<u8>]) {
+    let mut joiner = Joiner::new(true);
+    let mut again: Vec<Vec<u8>> = Vec::new();
+    let mut out = |header: &[u8; virtio::LEN], packet: &[u8]| {
+        let header = VirtioHeader::parse(header).unwrap();
+        if header.is_gso() {
+            assert!(header.gso_type == GSO_UDP_L4 || validate(&header, packet).is_ok());
+            segment(&header, packet, None, |segment| again.push(segment.to_vec())).unwrap();
+        } else {
+            again.push(packet.to_vec());
+        }
+    };
+    packets.iter().for_each(|packet| joiner.push(packet, &mut out));
+    joiner.flush(&mut out);
+    assert_eq!(again.len(), packets.len());
+    let sorted = |packets: &[Vec<u8>]| {
+        let mut packets: Vec<Vec<u8>> = packets.iter().map(|packet| without_id(packet)).collect();
+        packets.sort();
+        packets
+    };
+    assert_eq!(sorted(&again), sorted(packets));
+}
+
+/// The identification of packets that may not be fragmented means nothing.
+fn without_id(packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    if packet.len() >= 20 && packet[0] >> 4 == 4 && packet[6] & 0x40 != 0 {
+        packet[4..6].fill(0);
+        packet[10..12].fill(0);
+    }
+    packet
 }
 
 /// The segments of a packet that was cut.

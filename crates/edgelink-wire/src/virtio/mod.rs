@@ -2,10 +2,13 @@
 //!
 //! A super-packet is an IP packet with up to 64 KiB of TCP payload whose header says how to cut it. One may come from a
 //! peer, so it is [validated](validate) before the kernel sees it. Where the way to the peer takes only packets of the
-//! path's MTU, [`segment`] (or [`Segments`], in place) does in software what a network card would.
+//! path's MTU, [`segment`] (or [`Segments`], in place) does in software what a network card would, and on the other side
+//! [`Joiner`] what its receiving half would. The kernel has UDP super-packets too; these never travel.
 
+mod join;
 mod segment;
 
+pub use join::Joiner;
 pub use segment::{Segments, segment};
 
 use crate::packet::{self, IPV6_HEADER_LEN, IpView, checksum};
@@ -28,6 +31,8 @@ pub const GSO_NONE: u8 = 0;
 pub const GSO_TCPV4: u8 = 1;
 /// GSO type: TCP over IPv6.
 pub const GSO_TCPV6: u8 = 4;
+/// GSO type: UDP of either family, cut into datagrams (Linux 6.2).
+pub const GSO_UDP_L4: u8 = 5;
 /// Bit of the GSO type: CWR belongs on the first segment only (RFC 3168), which [`segment`] minds anyway.
 pub const GSO_ECN: u8 = 0x80;
 
@@ -35,17 +40,20 @@ pub const GSO_ECN: u8 = 0x80;
 const TCP_CSUM_OFFSET: usize = 16;
 const TCP_HEADER_LEN: usize = 20;
 const TCP_SYN_RST: u8 = 0x06;
+/// Offset of the checksum in a UDP header.
+const UDP_CSUM_OFFSET: usize = 6;
+const UDP_HEADER_LEN: usize = 8;
 
 /// The header as `struct virtio_net_hdr` of `linux/virtio_net.h` has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VirtioHeader {
     /// [`F_NEEDS_CSUM`], [`F_DATA_VALID`].
     pub flags: u8,
-    /// [`GSO_NONE`], [`GSO_TCPV4`] or [`GSO_TCPV6`], perhaps with [`GSO_ECN`].
+    /// [`GSO_NONE`], [`GSO_UDP_L4`], [`GSO_TCPV4`] or [`GSO_TCPV6`], the last two perhaps with [`GSO_ECN`].
     pub gso_type: u8,
     /// A hint of how many bytes the headers take.
     pub hdr_len: u16,
-    /// TCP payload per segment.
+    /// Payload per segment.
     pub gso_size: u16,
     /// Where checksumming begins in the packet.
     pub csum_start: u16,
@@ -129,7 +137,7 @@ impl VirtioHeader {
 /// # Errors
 /// The first of these that does not hold.
 pub fn validate(h: &VirtioHeader, packet: &[u8]) -> Result<(), VirtioError> {
-    let tcp = Tcp::parse(h, packet)?;
+    let tcp = Whole::tcp(h, packet)?;
     if packet.len() > MAX_SUPER_PACKET {
         return Err(VirtioError::TooLarge);
     }
@@ -162,16 +170,36 @@ pub fn complete_checksum(h: &VirtioHeader, packet: &mut [u8]) -> Result<(), Virt
     Ok(())
 }
 
-/// A TCP packet whose virtio header makes sense.
-struct Tcp {
+/// A TCP packet, or a UDP packet from our own kernel, whose virtio header makes sense.
+struct Whole {
     ip: IpView,
-    /// Where the TCP payload begins.
+    /// Where the payload begins.
     payload: usize,
 }
 
-impl Tcp {
+impl Whole {
+    /// A UDP super-packet.
+    fn udp(h: &VirtioHeader, packet: &[u8]) -> Result<Self, VirtioError> {
+        let ip = packet::parse(packet).ok_or(VirtioError::Truncated)?;
+        let payload = ip.transport + UDP_HEADER_LEN;
+        let extended = ip.src.is_ipv6() && ip.transport != IPV6_HEADER_LEN;
+        if h.flags & !F_DATA_VALID != F_NEEDS_CSUM || ip.proto != packet::UDP || ip.fragment || extended {
+            return Err(VirtioError::Unsupported);
+        }
+        if ip.total_len != packet.len() || payload > packet.len() {
+            return Err(VirtioError::BadLength);
+        }
+        if (usize::from(h.csum_start), usize::from(h.csum_offset)) != (ip.transport, UDP_CSUM_OFFSET) {
+            return Err(VirtioError::BadChecksumOffset);
+        }
+        if h.gso_size == 0 || payload == packet.len() {
+            return Err(VirtioError::BadSegmentSize);
+        }
+        Ok(Self { ip, payload })
+    }
+
     /// What [`validate`] and [`Segments`] both ask for.
-    fn parse(h: &VirtioHeader, packet: &[u8]) -> Result<Self, VirtioError> {
+    fn tcp(h: &VirtioHeader, packet: &[u8]) -> Result<Self, VirtioError> {
         let family = match h.gso_type & !GSO_ECN {
             GSO_NONE => None,
             GSO_TCPV4 => Some(4),

@@ -1,6 +1,6 @@
-//! TCP segmentation in software (what Linux does in `tcp_gso_segment` and `inet_gso_segment`).
+//! TCP and UDP segmentation in software (what Linux does in `tcp_gso_segment`, `__udp_gso_segment` and `inet_gso_segment`).
 
-use super::{GSO_NONE, Tcp, VirtioError, VirtioHeader, complete_checksum};
+use super::{GSO_NONE, GSO_UDP_L4, VirtioError, VirtioHeader, Whole, complete_checksum};
 use crate::packet::{self, checksum, pseudo_header};
 
 const FIN_PSH: u8 = 0x09;
@@ -9,7 +9,7 @@ const CWR: u8 = 0x80;
 /// Cuts `packet` as its header says and hands out complete, checksummed IP packets in order; a packet that is not to be
 /// cut comes out whole with its checksum completed. Returns how many. Allocates one buffer; see [`Segments`] for none.
 ///
-/// `mss_limit` bounds the TCP payload per segment further, for paths of a small MTU.
+/// `mss_limit` bounds the TCP payload per segment further, for paths of a small MTU; datagrams are what they are.
 ///
 /// # Errors
 /// As [`Segments::new`], and then nothing has been handed out.
@@ -39,8 +39,8 @@ pub struct Segments<'a> {
 }
 
 enum How {
-    Whole(VirtioHeader),
-    Cut { tcp: Tcp, mss: usize },
+    Uncut(VirtioHeader),
+    Cut { whole: Whole, size: usize },
     Finished,
 }
 
@@ -57,14 +57,16 @@ impl<'a> Segments<'a> {
             if h.flags & super::F_NEEDS_CSUM != 0 && end > packet.len() {
                 return Err(VirtioError::BadChecksumOffset);
             }
-            How::Whole(*h)
+            How::Uncut(*h)
         } else {
-            let tcp = Tcp::parse(h, packet)?;
-            let mss = usize::from(mss_limit.map_or(h.gso_size, |limit| limit.min(h.gso_size)));
-            if mss == 0 {
+            let udp = h.gso_type == GSO_UDP_L4;
+            let whole = if udp { Whole::udp(h, packet)? } else { Whole::tcp(h, packet)? };
+            let limit = mss_limit.filter(|_| !udp);
+            let size = usize::from(limit.map_or(h.gso_size, |limit| limit.min(h.gso_size)));
+            if size == 0 {
                 return Err(VirtioError::BadSegmentSize);
             }
-            How::Cut { tcp, mss }
+            How::Cut { whole, size }
         };
         Ok(Self { packet, how, done: 0, index: 0 })
     }
@@ -72,8 +74,8 @@ impl<'a> Segments<'a> {
     /// Length of the next segment, 0 when there is none. None that follows is longer.
     pub fn next_len(&self) -> usize {
         match &self.how {
-            How::Whole(_) => self.packet.len(),
-            How::Cut { tcp, mss } => self.packet.len().min(tcp.payload + self.done + mss) - self.done,
+            How::Uncut(_) => self.packet.len(),
+            How::Cut { whole, size } => self.packet.len().min(whole.payload + self.done + size) - self.done,
             How::Finished => 0,
         }
     }
@@ -85,16 +87,16 @@ impl<'a> Segments<'a> {
         let len = self.next_len();
         let out = out.get_mut(..len).filter(|out| !out.is_empty())?;
         let finished = match &self.how {
-            How::Whole(h) => {
+            How::Uncut(h) => {
                 out.copy_from_slice(self.packet);
                 // The offsets were checked by `new`.
                 complete_checksum(h, out).ok()?;
                 true
             }
-            How::Cut { tcp, .. } => {
+            How::Cut { whole, .. } => {
                 let finished = self.done + len == self.packet.len();
-                write_segment(tcp, self.packet, self.done, self.index, finished, out)?;
-                self.done += len - tcp.payload;
+                write_segment(whole, self.packet, self.done, self.index, finished, out)?;
+                self.done += len - whole.payload;
                 self.index = self.index.wrapping_add(1);
                 finished
             }
@@ -107,17 +109,17 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// Builds the segment that carries the payload from `done` on, as much as fills `out`. `None` cannot happen: `Tcp` has
+/// Builds the segment that carries the payload from `done` on, as much as fills `out`. `None` cannot happen: `Whole` has
 /// proved that the headers are there.
-fn write_segment(tcp: &Tcp, packet: &[u8], done: usize, index: u16, last: bool, out: &mut [u8]) -> Option<()> {
-    let transport = tcp.ip.transport;
+fn write_segment(whole: &Whole, packet: &[u8], done: usize, index: u16, last: bool, out: &mut [u8]) -> Option<()> {
+    let transport = whole.ip.transport;
     let len = out.len();
-    let (header, payload) = out.split_at_mut_checked(tcp.payload)?;
-    header.copy_from_slice(packet.get(..tcp.payload)?);
-    payload.copy_from_slice(packet.get(tcp.payload + done..)?.get(..payload.len())?);
+    let (header, payload) = out.split_at_mut_checked(whole.payload)?;
+    header.copy_from_slice(packet.get(..whole.payload)?);
+    payload.copy_from_slice(packet.get(whole.payload + done..)?.get(..payload.len())?);
 
     let (ip, segment) = out.split_at_mut_checked(transport)?;
-    if tcp.ip.src.is_ipv4() {
+    if whole.ip.src.is_ipv4() {
         put16(ip, 2, u16::try_from(len).ok()?)?;
         let id = get16(ip, 4)?;
         put16(ip, 4, id.wrapping_add(index))?;
@@ -128,19 +130,30 @@ fn write_segment(tcp: &Tcp, packet: &[u8], done: usize, index: u16, last: bool, 
         put16(ip, 4, u16::try_from(segment.len()).ok()?)?;
     }
 
-    let seq: &mut [u8; 4] = segment.get_mut(4..)?.first_chunk_mut()?;
-    *seq = u32::from_be_bytes(*seq).wrapping_add(u32::try_from(done).ok()?).to_be_bytes();
-    let flags = segment.get_mut(13)?;
-    if !last {
-        *flags &= !FIN_PSH;
-    }
-    if index != 0 {
-        *flags &= !CWR;
-    }
-    put16(segment, super::TCP_CSUM_OFFSET, 0)?;
-    let pseudo = pseudo_header(tcp.ip.src, tcp.ip.dst, packet::TCP, segment.len());
-    let sum = checksum(pseudo, segment);
-    put16(segment, super::TCP_CSUM_OFFSET, sum)
+    let udp = whole.ip.proto == packet::UDP;
+    let csum_offset = if udp {
+        put16(segment, 4, u16::try_from(segment.len()).ok()?)?;
+        super::UDP_CSUM_OFFSET
+    } else {
+        let seq: &mut [u8; 4] = segment.get_mut(4..)?.first_chunk_mut()?;
+        *seq = u32::from_be_bytes(*seq).wrapping_add(u32::try_from(done).ok()?).to_be_bytes();
+        let flags = segment.get_mut(13)?;
+        if !last {
+            *flags &= !FIN_PSH;
+        }
+        if index != 0 {
+            *flags &= !CWR;
+        }
+        super::TCP_CSUM_OFFSET
+    };
+    put16(segment, csum_offset, 0)?;
+    let pseudo = pseudo_header(whole.ip.src, whole.ip.dst, whole.ip.proto, segment.len());
+    let sum = match checksum(pseudo, segment) {
+        // Both are zero in one's complement, but in UDP 0 means "no checksum" (RFC 768).
+        0 if udp => 0xffff,
+        sum => sum,
+    };
+    put16(segment, csum_offset, sum)
 }
 
 fn get16(bytes: &[u8], at: usize) -> Option<u16> {

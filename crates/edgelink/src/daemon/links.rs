@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use edgelink_config::{ClientConfig, Env, WsUrl};
 use edgelink_net::tls::{self, ClientTls, Pin};
 use edgelink_net::ws::{Dial, DialError, Event, Incoming, WebSocket, dial};
-use edgelink_node::{Drop as DropReason, LinkId, Target};
+use edgelink_node::{LinkId, Target};
 use edgelink_session::trust::Trust;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -178,12 +178,10 @@ fn receive(tunnel: &Rc<Tunnel>, link: LinkId, first: Incoming, ws: &mut WebSocke
         };
         // In place when this task is the buffer's only owner, as it is for all but the smallest messages.
         let mut bytes = BytesMut::from(bytes);
-        let mut refused = 0;
         let mut node = tunnel.node.borrow_mut();
         node.handle_message(link, &mut bytes, at, &mut os_rng(), &mut |header, packet| {
-            refused += u32::from(!tunnel.write_tun(header, packet));
+            tunnel.tun_writer.push(header, packet);
         });
-        (0..refused).for_each(|_| node.count_drop(DropReason::TunWrite));
         drop(node);
         if turn == RECEIVE_BATCH {
             break;
@@ -198,6 +196,7 @@ fn receive(tunnel: &Rc<Tunnel>, link: LinkId, first: Incoming, ws: &mut WebSocke
             }
         }
     }
+    tunnel.flush_tun();
     tunnel.pump();
     outcome
 }

@@ -4,16 +4,18 @@
 //! channel: the TUN task seals straight into a link's batch, a link's reader opens in place and writes to the TUN.
 
 use super::state::StateDir;
+use super::tun_writer::TunWriter;
 use super::udp::{self, UdpHandle};
 use super::{links, now, os_rng};
 use anyhow::{Context as _, Result};
 use edgelink_api::local::Status;
 use edgelink_auth::MachineKey;
 use edgelink_model::Now;
-use edgelink_node::{Event, Interface, LinkId, Node, NodeConfig, PersistedState, PingId, SocketId, Target};
+use edgelink_node::{
+    Drop as DropReason, Event, Interface, LinkId, Node, NodeConfig, PersistedState, PingId, SocketId, Target,
+};
 use edgelink_os::net::Netlink;
 use edgelink_os::tun::{READ_BUFFER_LEN, Tun, TunConfig};
-use edgelink_wire::virtio::{self, VirtioHeader};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -56,6 +58,7 @@ pub(crate) struct Tunnel {
     pub(super) controller: String,
     pub(super) dialer: links::Dialer,
     pub(super) tun: Rc<Tun>,
+    pub(super) tun_writer: TunWriter,
     state: Arc<StateDir>,
     /// The sequence number that is on the disk.
     seq_floor: Cell<u64>,
@@ -94,6 +97,7 @@ impl Tunnel {
             node: RefCell::new(node),
             controller: config.controller,
             dialer: config.dialer,
+            tun_writer: TunWriter::new(Rc::clone(&config.tun)),
             tun: config.tun,
             state,
             seq_floor: Cell::new(0),
@@ -326,26 +330,13 @@ impl Tunnel {
         }
     }
 
-    /// Core → TUN: one packet. The kernel takes or drops it at once; `false` when it would not have it.
-    pub(super) fn write_tun(&self, header: &[u8], packet: &[u8]) -> bool {
-        match self.tun.try_write_parts(header, packet) {
-            Ok(_) => true,
-            // Some kernels refuse super-packets that are valid (ADR 0007): cut it here.
-            Err(error) if error.kind() == ErrorKind::InvalidInput => self.write_segments(header, packet),
-            Err(error) => {
-                tracing::trace!(%error, len = packet.len(), "packet not written to the TUN");
-                false
-            }
+    /// Writes what the core has delivered in this turn, and counts what the kernel would not have.
+    pub(super) fn flush_tun(&self) {
+        let refused = self.tun_writer.flush();
+        if refused > 0 {
+            let mut node = self.node.borrow_mut();
+            (0..refused).for_each(|_| node.count_drop(DropReason::TunWrite));
         }
-    }
-
-    fn write_segments(&self, header: &[u8], packet: &[u8]) -> bool {
-        let Some(header) = VirtioHeader::parse(header).filter(VirtioHeader::is_gso) else { return false };
-        let mut all = true;
-        let cut = virtio::segment(&header, packet, None, |segment| {
-            all &= self.tun.try_write_parts(&[0; virtio::LEN], segment).is_ok();
-        });
-        cut.is_ok() && all
     }
 
     /// Applies the wanted addresses to the interface, the newest wish only.

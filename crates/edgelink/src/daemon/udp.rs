@@ -6,7 +6,7 @@
 use super::now;
 use super::tunnel::Tunnel;
 use anyhow::{Context as _, Result};
-use edgelink_node::{Drop as DropReason, SocketId, Transmit};
+use edgelink_node::{SocketId, Transmit};
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
@@ -125,14 +125,13 @@ async fn read(tunnel: Rc<Tunnel>, shared: Rc<Shared>) {
         for (buffer, meta) in buffers.iter_mut().zip(&meta).take(count) {
             let bytes = buffer.get_mut(..meta.len).unwrap_or_default();
             for datagram in bytes.chunks_mut(meta.stride.max(1)) {
-                let mut refused = 0;
                 let mut node = tunnel.node.borrow_mut();
                 node.handle_datagram(shared.id, meta.addr, datagram, at, &mut |header, packet| {
-                    refused += u32::from(!tunnel.write_tun(header, packet));
+                    tunnel.tun_writer.push(header, packet);
                 });
-                (0..refused).for_each(|_| node.count_drop(DropReason::TunWrite));
             }
         }
+        tunnel.flush_tun();
         tunnel.pump();
         // Others have packets too.
         tokio::task::yield_now().await;
