@@ -128,7 +128,8 @@ impl World {
             trust: Trust::Tofu,
             psk: None,
             // Some processors have AES instructions, others not.
-            capabilities: capabilities::SUPER_PACKETS | if index.0 % 3 == 0 { 0 } else { capabilities::AES_256_GCM },
+            capabilities: capabilities::SUPER_PACKETS
+                | if index.0.is_multiple_of(3) { 0 } else { capabilities::AES_256_GCM },
             paths: PathSettings::default(),
             p2p: P2pConfig { enabled: host.udp.is_some(), ..P2pConfig::default() },
         };
