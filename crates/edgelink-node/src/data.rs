@@ -45,13 +45,7 @@ impl Node {
         } else {
             // The peer wants plain packets, or would refuse this one (it may not fit a frame), or two ways are used
             // at once and one may be narrow: cut it here.
-            let mut outcome = Ok(());
-            virtio::segment(&header, packet, None, |segment| {
-                let sent = self.send_sealed(peer, FrameType::Data, Flags::default(), &[segment], plan, now);
-                outcome = outcome.and(sent);
-            })
-            .map_err(|_| Drop::NotIp)?;
-            outcome?;
+            self.send_cut(peer, &header, packet, plan, now)?;
         }
         if let Some(peer) = self.peers.get_mut(peer) {
             peer.tx_bytes += bytes as u64;

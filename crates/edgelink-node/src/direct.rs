@@ -201,6 +201,11 @@ impl Node {
     pub fn poll_datagram(&mut self) -> Option<Transmit> {
         self.direct.queue.pop()
     }
+
+    /// Gives a sent datagram's buffer back, for the next ones.
+    pub fn recycle_datagram(&mut self, transmit: Transmit) {
+        self.direct.queue.recycle(transmit.bytes);
+    }
 }
 
 impl Node {

@@ -15,6 +15,7 @@ mod announce;
 mod backoff;
 mod configure;
 mod control;
+mod cut;
 mod data;
 mod direct;
 mod drops;

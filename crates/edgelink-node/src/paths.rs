@@ -383,14 +383,14 @@ impl Node {
 }
 
 /// The one flag that is not sealed: each way has its own.
-fn set_local_only(frame: &mut [u8], way: Way) {
+pub(crate) fn set_local_only(frame: &mut [u8], way: Way) {
     if let Some(flags) = frame.get_mut(2) {
         let others = Flags(*flags).without(Flags::LOCAL_ONLY);
         *flags = if way.is_local_only() { others | Flags::LOCAL_ONLY } else { others }.0;
     }
 }
 
-fn not_sealed(error: SealError) -> Drop {
+pub(crate) fn not_sealed(error: SealError) -> Drop {
     match error {
         SealError::Frame(_) => Drop::TooLarge,
         _ => Drop::NoSession,

@@ -148,6 +148,7 @@ async fn write(tunnel: Rc<Tunnel>, shared: Rc<Shared>, writable: Rc<Notify>) {
             if transmit.socket == shared.id {
                 send(&shared, &transmit).await;
             }
+            tunnel.node.borrow_mut().recycle_datagram(transmit);
             tunnel.drained.notify_one();
         }
         tunnel.drained.notify_one();

@@ -1,0 +1,67 @@
+//! TCP super-packets over ways that take packets of a path's MTU only.
+
+use crate::paths::{Exit, Plan, not_sealed, set_local_only};
+use crate::{Drop, Node};
+use edgelink_model::{NodeId, Now};
+use edgelink_wire::virtio::{self, Segments, VirtioHeader};
+use edgelink_wire::{Flags, FrameType, data};
+
+impl Node {
+    /// Cuts `packet` as its header says and sends every piece as planned.
+    pub(crate) fn send_cut(
+        &mut self,
+        peer: NodeId,
+        header: &VirtioHeader,
+        packet: &[u8],
+        plan: Plan,
+        now: Now,
+    ) -> Result<(), Drop> {
+        let mut segments = Segments::new(header, packet, None).map_err(|_| Drop::NotIp)?;
+        if plan.second.is_none()
+            && let Some(exit @ Exit::Udp(..)) = self.exit_of(plan.first)
+        {
+            return self.seal_segments(peer, &mut segments, exit, plan, now);
+        }
+        let mut outcome = Ok(());
+        virtio::segment(header, packet, None, |segment| {
+            let sent = self.send_sealed(peer, FrameType::Data, Flags::default(), &[segment], plan, now);
+            outcome = outcome.and(sent);
+        })
+        .map_err(|_| Drop::NotIp)?;
+        outcome
+    }
+
+    /// The usual case of a direct path: peer, path and key are looked up once, every segment is written and sealed where it
+    /// will be sent from.
+    fn seal_segments(
+        &mut self,
+        peer: NodeId,
+        segments: &mut Segments<'_>,
+        exit: Exit,
+        plan: Plan,
+        now: Now,
+    ) -> Result<(), Drop> {
+        let Exit::Udp(socket, remote) = exit else { return Err(Drop::NoPath) };
+        if !self.sessions.as_ref().ok_or(Drop::NoSession)?.peer_confirmed(peer) {
+            self.announce_until_confirmed(peer, now);
+        }
+        let sessions = self.sessions.as_mut().ok_or(Drop::NoSession)?;
+        let mut sealer = sessions.sealer(peer).map_err(|_| Drop::NoSession)?;
+        let mut outcome = Ok(());
+        while outcome.is_ok() {
+            let len = segments.next_len();
+            if len == 0 {
+                break;
+            }
+            outcome = self.direct.queue.push_with(socket, remote, len, |frame| {
+                let text = frame.get_mut(data::PLAINTEXT_OFFSET..data::PLAINTEXT_OFFSET + len);
+                segments.write_next(text.unwrap_or_default()).ok_or(Drop::NotIp)?;
+                sealer.seal(FrameType::Data, Flags::default(), frame).map_err(not_sealed)?;
+                set_local_only(frame, plan.first);
+                Ok(())
+            });
+        }
+        self.udp_queued();
+        outcome
+    }
+}
