@@ -122,8 +122,11 @@ fn cut(written: &Written) -> Vec<Vec<u8>> {
     packets
 }
 
+/// Addresses, protocol, ports.
+type FlowName = (IpAddr, IpAddr, u8, Vec<u8>);
+
 /// Packets by flow; the identification, which means nothing without fragmentation, wiped.
-fn by_flow(packets: &[Vec<u8>]) -> HashMap<(IpAddr, IpAddr, u8, Vec<u8>), Vec<Vec<u8>>> {
+fn by_flow(packets: &[Vec<u8>]) -> HashMap<FlowName, Vec<Vec<u8>>> {
     let mut flows: HashMap<_, Vec<_>> = HashMap::new();
     for packet in packets {
         let Some(ip) = edgelink_wire::packet::parse(packet) else { continue };
