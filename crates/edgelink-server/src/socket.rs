@@ -11,8 +11,10 @@ use tokio::sync::Notify;
 /// Messages are taken from the core while less than this is unsent: what waits in the core's queue is still subject to
 /// its bounds, what is here is not.
 const UNSENT: usize = 128 << 10;
-/// Messages handled before others get a turn.
+/// Messages, and bytes, handled before others get a turn: what is for one receiver must fit its queue several times over until
+/// that one's task has run.
 const RECEIVE_BATCH: usize = 32;
+const RECEIVE_BYTES: usize = 256 << 10;
 /// How long a connection that is to be closed may take to take what was queued.
 const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// RFC 6455 §7.4.1.
@@ -71,7 +73,11 @@ pub async fn drive(mut ws: WebSocket, handle: Rc<Handle>, core: &impl Core) {
                 biased;
                 () = handle.wake.notified() => more = true,
                 event = ws.next(more) => match event? {
-                    Event::Message(first) => receive(&mut ws, first, core)?,
+                    Event::Message(first) => {
+                        if receive(&mut ws, first, core)? {
+                            tokio::task::yield_now().await;
+                        }
+                    }
                     Event::Writable => {}
                     Event::Closed => return Ok(()),
                 },
@@ -90,15 +96,21 @@ pub async fn drive(mut ws: WebSocket, handle: Rc<Handle>, core: &impl Core) {
     }
 }
 
-fn receive(ws: &mut WebSocket, first: Incoming, core: &impl Core) -> Result<(), WsError> {
+/// Hands in what has arrived; `true` when there may be more.
+fn receive(ws: &mut WebSocket, first: Incoming, core: &impl Core) -> Result<bool, WsError> {
     let mut message = first;
-    let mut outcome = Ok(());
+    let mut outcome = Ok(false);
+    let mut bytes = 0;
     for turn in 1.. {
         match message {
-            Incoming::Binary(bytes) => core.message(bytes),
+            Incoming::Binary(binary) => {
+                bytes += binary.len();
+                core.message(binary);
+            }
             Incoming::Text => core.text(),
         }
-        if turn == RECEIVE_BATCH {
+        if turn == RECEIVE_BATCH || bytes >= RECEIVE_BYTES {
+            outcome = Ok(true);
             break;
         }
         match ws.try_recv() {

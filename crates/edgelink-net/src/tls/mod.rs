@@ -120,7 +120,21 @@ pub enum TlsError {
 }
 
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+    let mut provider = aws_lc_rs::default_provider();
+    // AES-128 first, as browsers have it: ten rounds in place of fourteen, on both legs of every relayed packet. What is inside
+    // is sealed end to end.
+    provider.cipher_suites.sort_by_key(|suite| {
+        use rustls::CipherSuite::{
+            TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS13_AES_128_GCM_SHA256,
+        };
+        match suite.suite() {
+            TLS13_AES_128_GCM_SHA256 => 0,
+            TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 | TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => 2,
+            suite if suite.as_str().is_some_and(|name| name.starts_with("TLS13")) => 1,
+            _ => 3,
+        }
+    });
+    Arc::new(provider)
 }
 
 fn alpn() -> Vec<Vec<u8>> {

@@ -18,8 +18,9 @@ use tokio::sync::{Notify, oneshot};
 /// Messages are taken from the core while less than this is unsent: enough to keep TLS and TCP busy, little enough that
 /// a control message does not wait long.
 const UNSENT: usize = 128 << 10;
-/// Messages handled before others get a turn.
+/// Messages, and bytes, handled before others get a turn.
 const RECEIVE_BATCH: usize = 32;
+const RECEIVE_BYTES: usize = 256 << 10;
 /// Controllers send configurations of up to 8 MiB, in one message (DESIGN §1).
 const MAX_CONTROL_MESSAGE: usize = 9 << 20;
 /// RFC 6455 §7.4.1: going away.
@@ -151,8 +152,10 @@ async fn drive(
             () = writable.notified(), if !more => more = true,
             event = ws.next(more) => match event {
                 Ok(Event::Message(first)) => {
-                    if let Err(reason) = receive(tunnel, link, first, &mut ws) {
-                        return Some(reason);
+                    match receive(tunnel, link, first, &mut ws) {
+                        Ok(false) => {}
+                        Ok(true) => tokio::task::yield_now().await,
+                        Err(reason) => return Some(reason),
                     }
                 }
                 Ok(Event::Writable) => {}
@@ -166,24 +169,28 @@ async fn drive(
     }
 }
 
-/// Hands a message, and those that are here already, to the core; opened packets go straight to the TUN.
-fn receive(tunnel: &Rc<Tunnel>, link: LinkId, first: Incoming, ws: &mut WebSocket) -> Result<(), String> {
+/// Hands a message, and those that are here already, to the core; opened packets go straight to the TUN. `true` when there may
+/// be more.
+fn receive(tunnel: &Rc<Tunnel>, link: LinkId, first: Incoming, ws: &mut WebSocket) -> Result<bool, String> {
     let at = now();
     let mut message = first;
-    let mut outcome = Ok(());
+    let mut outcome = Ok(false);
+    let mut received = 0;
     for turn in 1.. {
         let Incoming::Binary(bytes) = message else {
             outcome = Err("the other end sent a text message".to_owned());
             break;
         };
         // In place when this task is the buffer's only owner, as it is for all but the smallest messages.
+        received += bytes.len();
         let mut bytes = BytesMut::from(bytes);
         let mut node = tunnel.node.borrow_mut();
         node.handle_message(link, &mut bytes, at, &mut os_rng(), &mut |header, packet| {
             tunnel.tun_writer.push(header, packet);
         });
         drop(node);
-        if turn == RECEIVE_BATCH {
+        if turn == RECEIVE_BATCH || received >= RECEIVE_BYTES {
+            outcome = Ok(true);
             break;
         }
         match ws.try_recv() {
