@@ -31,6 +31,8 @@ pub enum LocalRequest {
     Down,
     /// `edgelink ping TARGET`.
     Ping(PingRequest),
+    /// `edgelink routes`: subnet routes, and why one address goes where it goes.
+    Routes(RoutesRequest),
     /// `edgelink accept TARGET`: believe what was refused of a peer, such as a changed machine key.
     Accept {
         /// Peer by name, overlay address or node id.
@@ -47,6 +49,17 @@ pub enum LocalRequest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkChoice {
     /// Network name; the first network without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+}
+
+/// `edgelink routes [--why IP]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutesRequest {
+    /// Explain this address too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<IpAddr>,
+    /// Network to look in, as in [`NetworkChoice`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
 }
@@ -134,6 +147,14 @@ pub enum LocalResponse {
         name: String,
         /// All paths to it, the one in use first.
         paths: Vec<KnownPath>,
+    },
+    /// To `Routes`.
+    Routes {
+        /// As in [`Status::routes`].
+        routes: Vec<Route>,
+        /// The explanation that was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<RouteWhy>,
     },
     /// To `Ping`, once per probe and in order of arrival.
     PingReply(PingReply),
@@ -462,6 +483,20 @@ pub struct Route {
     pub active: bool,
     /// Why it is not installed here, such as `local`; `null` when it is.
     pub skipped: Option<String>,
+}
+
+/// Why packets to an address go where they go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteWhy {
+    /// The address that was asked about.
+    pub address: IpAddr,
+    /// The prefix that is used; `null` when no subnet route is.
+    pub cidr: Option<IpNet>,
+    /// Who gets its packets: one node, or those that share them flow by flow; empty when they do not go into the tunnel
+    /// or nobody serves them now.
+    pub gateways: Vec<NodeId>,
+    /// One sentence per thing that decided, the most specific first.
+    pub reasons: Vec<String>,
 }
 
 /// `message` as one line with its line feed, ready to be written.

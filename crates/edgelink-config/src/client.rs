@@ -8,6 +8,7 @@ use crate::{Config, Env, Program};
 use edgelink_api::Secret;
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 section! {
@@ -42,6 +43,8 @@ section! {
         advertise_routes: Vec<AdvertisedRoute> = Vec::new(), eg r#"[{ "cidr": "192.168.1.0/24", "priority": 100, "weight": 50 }]"#;
         /// Use the subnets that other nodes offer.
         accept_routes: bool = true;
+        /// Which gateways to prefer, and which routes not to use.
+        routes: RoutesSection = RoutesSection::default();
         /// How this node serves its subnets.
         gateway_mode: GatewayMode = GatewayMode::default();
         /// Direct connections.
@@ -88,6 +91,29 @@ section! {
         snat: bool = true;
         /// Interface of the subnet. Left out: as the routing table says.
         lan_interface: Option<InterfaceName> = None, eg r#""eth0""#;
+        /// Address and TCP port of a host in the subnet that tells whether this side lives: while it neither accepts nor
+        /// refuses connections, other gateways take over. Left out: nobody looks.
+        health_target: Option<SocketAddr> = None, eg r#""192.168.1.1:80""#;
+    }
+}
+
+section! {
+    /// `routes`: each entry names a prefix, a gateway (name or id), or both.
+    pub struct RoutesSection {
+        /// Gateways to use before others, whatever their priority, while they live.
+        prefer: Vec<RouteChoice> = Vec::new(), eg r#"[{ "gateway": "gw2" }]"#;
+        /// Routes not to use.
+        deny: Vec<RouteChoice> = Vec::new(), eg r#"[{ "cidr": "0.0.0.0/0" }]"#;
+    }
+}
+
+section! {
+    /// Routes by prefix, gateway, or both.
+    pub struct RouteChoice {
+        /// Exactly this prefix.
+        cidr: Option<IpNet> = None, eg r#""192.168.1.0/24""#;
+        /// The gateway's name or id.
+        gateway: Option<String> = None, eg r#""gw2""#;
     }
 }
 
@@ -143,6 +169,16 @@ impl Config for ClientConfig {
         let mut seen = BTreeSet::new();
         if let Some(twice) = self.advertise_routes.iter().find(|route| !seen.insert(route.cidr)) {
             return unusable("advertise_routes", &format!("{} is listed twice", twice.cidr));
+        }
+        for route in &self.advertise_routes {
+            if let Err(bad) = edgelink_model::cidr::check(route.cidr, &[]) {
+                return unusable("advertise_routes", &bad.to_string());
+            }
+        }
+        for (key, choices) in [("routes.prefer", &self.routes.prefer), ("routes.deny", &self.routes.deny)] {
+            if choices.iter().any(|choice| choice.cidr.is_none() && choice.gateway.is_none()) {
+                return unusable(key, "each entry needs `cidr`, `gateway` or both");
+            }
         }
         let mut warnings = Vec::new();
         if self.gateway_mode.enabled && self.advertise_routes.is_empty() {

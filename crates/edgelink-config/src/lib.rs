@@ -31,7 +31,9 @@ mod stun;
 mod tls;
 mod values;
 
-pub use client::{AdvertisedRoute, ClientConfig, GatewayMode, P2p, RelaySection, TunSection};
+pub use client::{
+    AdvertisedRoute, ClientConfig, GatewayMode, P2p, RelaySection, RouteChoice, RoutesSection, TunSection,
+};
 pub use controller::{BuiltinRelay, ControllerConfig, ControllerJwt, Database, Listen, Security, Tokens};
 pub use edgelink_api::Secret;
 pub use env::Env;

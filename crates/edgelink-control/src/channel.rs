@@ -348,6 +348,12 @@ impl Control {
                 Ok(())
             }
             (ControlMessage::LatencyReport(_), State::Pending { .. }) => Ok(()),
+            (ControlMessage::ConfigUpdate(update), State::Ready(ready)) => {
+                let node = ready.node;
+                self.routes_announced(node, &update.routes.unwrap_or_default(), now);
+                Ok(())
+            }
+            (ControlMessage::ConfigUpdate(_), State::Pending { .. }) => Ok(()),
             (message @ (ControlMessage::P2pInit(_) | ControlMessage::P2pEndpoint(_)), State::Ready(_)) => {
                 self.forward_signal(id, message, now);
                 Ok(())

@@ -50,7 +50,9 @@ impl Control {
         for (network, dirty) in std::mem::take(&mut self.dirty) {
             let Some(from) = self.registry.take_flushed(network) else { continue };
             let settings = &self.config.settings;
-            let Some(update) = messages::update(&self.registry, &self.presence, settings, network, from, &dirty) else {
+            let Some(update) =
+                messages::update(&self.registry, &self.presence, &self.dead_routes, settings, network, from, &dirty)
+            else {
                 continue;
             };
             let version = update.version;
@@ -89,7 +91,8 @@ impl Control {
         let message = match self.cached.get(&network) {
             Some(message) => message.clone(),
             None => {
-                let config = messages::config(&self.registry, &self.presence, &self.config.settings, network);
+                let config =
+                    messages::config(&self.registry, &self.presence, &self.dead_routes, &self.config.settings, network);
                 let Some(message) = config.and_then(|c| encode(ControlMessage::Config(c), Flags::ACK_REQUESTED)) else {
                     return;
                 };

@@ -17,6 +17,7 @@ mod locations;
 mod messages;
 mod paths;
 mod registry;
+mod routes;
 mod server_messages;
 mod servers;
 mod signalling;
@@ -25,7 +26,8 @@ mod timers;
 use channel::Conn;
 use edgelink_auth::token::Issuer;
 use edgelink_model::records::{
-    Change, ChangeId, EnrollError, EnrollRequest, NodeKeyRecord, NodeRecord, RevocationRecord, ServerRecord, Snapshot,
+    AnnouncedRoute, Change, ChangeId, EnrollError, EnrollRequest, NodeKeyRecord, NodeRecord, RevocationRecord,
+    ServerRecord, Snapshot,
 };
 use edgelink_model::{NetworkId, NodeId, Now, ServerId};
 use latency::{BestPath, LatencyMatrix};
@@ -33,6 +35,7 @@ use locations::Locations;
 use messages::Dirty;
 use paths::Paths;
 use registry::{Effect, Registry};
+use routes::DeadRoutes;
 use servers::Servers;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -50,6 +53,8 @@ pub struct ControlConfig {
     pub hosts: BTreeSet<String>,
     /// New nodes wait for an administrator unless their auth key says otherwise.
     pub require_authorization: bool,
+    /// Routes that nodes announce wait for an administrator unless their network or auth key approves them.
+    pub require_route_approval: bool,
     /// Lifetime of auth_tokens (specification §4.1: 24 h).
     pub auth_token_lifetime: Duration,
     /// Lifetime of relay_tokens (specification §4.1: 1.5 h).
@@ -82,6 +87,7 @@ impl Default for ControlConfig {
         Self {
             hosts: BTreeSet::new(),
             require_authorization: true,
+            require_route_approval: true,
             auth_token_lifetime: Duration::from_secs(24 * 3600),
             relay_token_lifetime: Duration::from_secs(90 * 60),
             mesh_token_lifetime: Duration::from_secs(3600),
@@ -149,6 +155,15 @@ pub enum StoreOp {
         /// Connected now?
         online: bool,
     },
+    /// A node announces its routes; the database decides which of them wait for approval.
+    AnnounceRoutes {
+        /// Whose.
+        node: NodeId,
+        /// All of them.
+        routes: Vec<AnnouncedRoute>,
+        /// New ones need no administrator (`security.require_route_approval: false`).
+        approve: bool,
+    },
     /// A server registered with another URL, STUN address or set of functions than its record says.
     UpdateServer(ServerRecord),
 }
@@ -205,6 +220,8 @@ pub struct Control {
     locations: Locations,
     latency: LatencyMatrix,
     paths: Paths,
+    /// Subnets that their gateway says are dead on its side. Hot state, never written.
+    dead_routes: DeadRoutes,
     /// Per network: what changed since the last flush.
     dirty: BTreeMap<NetworkId, Dirty>,
     flush_at: Option<Instant>,
@@ -229,6 +246,7 @@ impl Control {
             locations: Locations::default(),
             latency: LatencyMatrix::default(),
             paths: Paths::default(),
+            dead_routes: DeadRoutes::default(),
             dirty: BTreeMap::new(),
             flush_at: None,
             cached: HashMap::new(),
@@ -358,6 +376,9 @@ impl Control {
             }
             Effect::Expelled(node, deleted) => {
                 self.expel(node, deleted, now);
+                if deleted {
+                    self.dead_routes.forget(node);
+                }
                 self.node_barred(node, deleted, now);
             }
             Effect::Revoked(record) => self.revoked(record, now),

@@ -1,6 +1,7 @@
 //! CONFIG and CONFIG_UPDATE built from the registry (DESIGN §4). One encoding serves every node of a network.
 
 use crate::registry::{Registry, is_member};
+use crate::routes::DeadRoutes;
 use crate::{NodeSettings, Presence};
 use edgelink_model::records::{NodeRecord, RevocationRecord, RevocationTarget, RouteRecord, ServerKind, ServerRecord};
 use edgelink_model::{NetworkId, NodeId};
@@ -24,6 +25,7 @@ pub(crate) struct Dirty {
 pub(crate) fn config(
     registry: &Registry,
     presence: &Presence,
+    dead: &DeadRoutes,
     settings: &NodeSettings,
     network: NetworkId,
 ) -> Option<proto::Config> {
@@ -34,7 +36,7 @@ pub(crate) fn config(
         peers: registry.members(network).map(|n| peer(n, presence)).collect(),
         relays: relays(registry, settings),
         stun_servers: stun_servers(registry),
-        routes: registry.network_routes(network).map(route).collect(),
+        routes: registry.network_routes(network).map(|r| route(r, dead)).collect(),
         revocations: registry.revocations.values().filter(|r| concerns(registry, r, network)).map(revocation).collect(),
         settings: Some(settings_message(settings)),
         ..proto::Config::default()
@@ -45,6 +47,7 @@ pub(crate) fn config(
 pub(crate) fn update(
     registry: &Registry,
     presence: &Presence,
+    dead: &DeadRoutes,
     settings: &NodeSettings,
     network: NetworkId,
     from_version: u64,
@@ -66,7 +69,7 @@ pub(crate) fn update(
         network: if dirty.network { network_message(registry, network) } else { None },
         routes: dirty
             .routes
-            .then(|| proto::RouteList { routes: registry.network_routes(network).map(route).collect() }),
+            .then(|| proto::RouteList { routes: registry.network_routes(network).map(|r| route(r, dead)).collect() }),
         relays: dirty.servers.then(|| proto::RelayList { relays: relays(registry, settings) }),
         stun_servers: dirty.servers.then(|| proto::StunList { servers: stun_servers(registry) }),
         revocations: dirty.revocations.iter().filter(|r| concerns(registry, r, network)).map(revocation).collect(),
@@ -126,13 +129,15 @@ fn peer(node: &NodeRecord, presence: &Presence) -> proto::Peer {
     }
 }
 
-fn route(record: &RouteRecord) -> proto::Route {
+fn route(record: &RouteRecord, dead: &DeadRoutes) -> proto::Route {
     proto::Route {
         cidr: Some(prefix(record.cidr)),
         node_id: record.node_id.0,
         priority: record.priority.into(),
         weight: record.weight.into(),
         enabled: record.enabled,
+        single: !record.snat,
+        down: dead.contains(record.node_id, record.cidr),
     }
 }
 

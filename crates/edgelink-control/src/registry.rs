@@ -8,6 +8,7 @@ use edgelink_model::records::{
     Snapshot,
 };
 use edgelink_model::{NetworkId, NodeId, ServerId};
+use ipnet::IpNet;
 use std::collections::BTreeMap;
 
 /// A network with its configuration version.
@@ -84,6 +85,13 @@ impl Registry {
     /// Authorized members of a network that have an address: what its nodes see as peers.
     pub(crate) fn members(&self, network: NetworkId) -> impl Iterator<Item = &NodeRecord> {
         self.nodes.values().filter(move |n| n.network_id == network && is_member(n))
+    }
+
+    /// The overlay subnets of a network.
+    pub(crate) fn overlay(&self, network: NetworkId) -> Vec<IpNet> {
+        let record = self.networks.get(&network).map(|n| &n.record);
+        let subnets = record.map(|r| [Some(IpNet::V4(r.subnet)), r.subnet6.map(IpNet::V6)]);
+        subnets.into_iter().flatten().flatten().collect()
     }
 
     /// The enabled routes of a network's members.

@@ -7,7 +7,7 @@ use edgelink_auth::{KeyStatement, MachineKey, NodeKey, SignedStatement, challeng
 use edgelink_control::{ConnId, Control, ControlConfig, Event, StoreOp};
 use edgelink_model::records::{
     Change, EnrollError, HostInfo, NetworkRecord, NodeKeyRecord, NodeRecord, RevocationRecord, RevocationTarget,
-    ServerKind, ServerRecord, Snapshot,
+    RouteRecord, ServerKind, ServerRecord, Snapshot,
 };
 use edgelink_model::{ErrorCode, NetworkId, NodeId, Now, ServerId};
 use edgelink_wire::control::{ControlMessage, Reassembler, encode, proto};
@@ -757,4 +757,85 @@ mod arbitrary {
             world.events();
         }
     }
+}
+
+fn announced(cidr: [u8; 4], length: u32, priority: u32, weight: u32) -> proto::Route {
+    let cidr = Some(proto::Prefix { address: cidr.to_vec(), length });
+    proto::Route { cidr, priority, weight, enabled: true, ..proto::Route::default() }
+}
+
+fn announcement(routes: Vec<proto::Route>) -> Vec<u8> {
+    let routes = Some(proto::RouteList { routes });
+    message(ControlMessage::ConfigUpdate(proto::ConfigUpdate { routes, ..proto::ConfigUpdate::default() }))
+}
+
+#[test]
+fn announced_routes_are_asked_into_the_database_and_reach_the_others_when_enabled() {
+    let (a, b) = (Client::new(1), Client::new(2));
+    let mut world = World::new(vec![a.record(1, true), b.record(2, true)]);
+    let (gateway, _) = world.join(&a, NodeId(1), 5);
+    let (peer, config) = world.join(&b, NodeId(2), 5);
+    assert!(config.routes.is_empty());
+    world.advance(Duration::from_millis(50));
+    world.events();
+
+    // One good route among what is none: the overlay, host bits, weight 0, priority 70000, loopback.
+    let good = announced([192, 168, 1, 0], 24, 100, 50);
+    let bad = [
+        announced([10, 0, 1, 0], 25, 1, 1),
+        announced([192, 168, 1, 9], 24, 1, 1),
+        announced([192, 168, 2, 0], 24, 1, 0),
+        announced([192, 168, 3, 0], 24, 70_000, 1),
+        announced([127, 0, 0, 0], 8, 1, 1),
+        announced([192, 168, 4, 0], 40, 1, 1),
+        proto::Route::default(),
+    ];
+    let all = [vec![good.clone()], bad.to_vec()].concat();
+    world.send(gateway, &announcement(all));
+    let events = world.events();
+    let [Seen::Store(StoreOp::AnnounceRoutes { node: NodeId(1), routes, approve: false })] = &events[..] else {
+        panic!("{events:?}")
+    };
+    let [route] = &routes[..] else { panic!("{routes:?}") };
+    assert_eq!(
+        (route.cidr.to_string().as_str(), route.priority, route.weight, route.snat),
+        ("192.168.1.0/24", 100, 50, true)
+    );
+
+    // In the database it waits: nobody hears of it. Approved, everybody does.
+    let mut record = RouteRecord {
+        id: 1,
+        node_id: NodeId(1),
+        cidr: route.cidr,
+        priority: 100,
+        weight: 50,
+        enabled: false,
+        announced: true,
+        snat: true,
+    };
+    world.apply(20, Change::Routes(NodeId(1), vec![record.clone()]));
+    world.advance(Duration::from_millis(50));
+    assert_eq!(world.events(), []);
+    world.send(gateway, &announcement(vec![good.clone()]));
+    assert_eq!(world.events(), [], "what is known is not written again");
+    record.enabled = true;
+    world.apply(21, Change::Routes(NodeId(1), vec![record]));
+    world.advance(Duration::from_millis(50));
+    let told = |events: Vec<Seen>| {
+        let updates = events.into_iter().filter_map(|event| match event {
+            Seen::Sent(to, ControlMessage::ConfigUpdate(update)) if to == peer => Some(update),
+            _ => None,
+        });
+        updates.last().unwrap_or_else(|| panic!("the peer is told"))
+    };
+    let update = told(world.events());
+    assert!(update.version > update.from_version);
+    assert_eq!(update.routes.unwrap().routes, [proto::Route { node_id: 1, ..good.clone() }]);
+
+    // Its side of the subnet dies: told at once, and not a new version.
+    world.send(gateway, &announcement(vec![proto::Route { down: true, ..good.clone() }]));
+    world.advance(Duration::from_millis(50));
+    let update = told(world.events());
+    assert_eq!(update.version, update.from_version);
+    assert!(update.routes.unwrap().routes[0].down);
 }

@@ -226,6 +226,15 @@ impl Hub {
                     }
                 });
             }
+            StoreOp::AnnounceRoutes { node, routes, approve } => {
+                tokio::task::spawn_local(async move {
+                    match this.store.announce_routes(node, &routes, approve).await {
+                        Ok(()) => this.follow().await,
+                        // It announces them again when it comes back.
+                        Err(error) => tracing::warn!(%node, %error, "a node's routes were not kept"),
+                    }
+                });
+            }
             StoreOp::Enroll { conn, request } => {
                 tokio::task::spawn_local(async move {
                     let outcome = this.store.enroll(request).await;

@@ -208,6 +208,7 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
     print_join_command(&identity, setup::first_auth_key(&state.store).await?);
     // Whoever started us may have closed the pipe; serving matters more.
     let _ = std::io::stdout().write_all(format!("ready {} on {address}\n", identity.url).as_bytes());
+    edgelink_os::notify::ready();
 
     let shutdown = async {
         tokio::select! {

@@ -151,6 +151,7 @@ pub(crate) fn control_config(config: &ControllerConfig, hosts: BTreeSet<String>)
     ControlConfig {
         hosts,
         require_authorization: config.security.require_authorization,
+        require_route_approval: config.security.require_route_approval,
         auth_token_lifetime: config.tokens.auth_expire_hours.duration(),
         relay_token_lifetime: config.tokens.relay_expire_hours.duration(),
         settings: NodeSettings {
@@ -211,6 +212,7 @@ pub(crate) async fn first_auth_key(store: &Store) -> Result<Option<String>> {
         network_id: NetworkId(1),
         reusable: true,
         preauthorized: true,
+        approve_routes: false,
         expires_at: Some(u64::try_from(expires.as_millis()).unwrap_or(u64::MAX)),
     };
     store.create_auth_key(new).await?;

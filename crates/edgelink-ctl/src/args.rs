@@ -258,6 +258,9 @@ pub(crate) enum TokenCommand {
         /// Its nodes need no `node authorize`
         #[arg(long)]
         preauthorize: bool,
+        /// Routes that its nodes announce need no `route enable`
+        #[arg(long)]
+        approve_routes: bool,
         /// How long it may be used: 90s, 15m, 24h, 7d or never
         #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_lifetime)]
         expires: Lifetime,

@@ -197,8 +197,10 @@ fn show_node(node: rest::Node, out: &mut Output<'_>) -> Result<(), CtlError> {
 
 async fn token(store: &Store, command: &TokenCommand, out: &mut Output<'_>) -> Result<(), CtlError> {
     match command {
-        TokenCommand::Generate { kind: _, network, reusable, preauthorize, expires } => {
-            generate_auth_key(store, network, *reusable, *preauthorize, *expires, out).await
+        TokenCommand::Generate { kind: _, network, reusable, preauthorize, approve_routes, expires } => {
+            let powers =
+                KeyPowers { reusable: *reusable, preauthorized: *preauthorize, approve_routes: *approve_routes };
+            generate_auth_key(store, network, powers, *expires, out).await
         }
         TokenCommand::Blacklist { jti: Some(jti), node: _, reason } => {
             let revocation = store.revoke_token(jti, reason).await?;
@@ -241,14 +243,22 @@ async fn blacklisted(store: &Store, id: &str, remark: &str, out: &mut Output<'_>
     out.json(&revocation.map(rows::revocation))
 }
 
+/// What an auth key opens, and how often.
+#[derive(Clone, Copy)]
+struct KeyPowers {
+    reusable: bool,
+    preauthorized: bool,
+    approve_routes: bool,
+}
+
 async fn generate_auth_key(
     store: &Store,
     network: &str,
-    reusable: bool,
-    preauthorized: bool,
+    powers: KeyPowers,
     expires: Lifetime,
     out: &mut Output<'_>,
 ) -> Result<(), CtlError> {
+    let KeyPowers { reusable, preauthorized, approve_routes } = powers;
     let network = store.find_network(network).await?.record;
     // Asked once for its errors, so that the generator need not panic.
     getrandom::fill(&mut [0; 1])?;
@@ -260,6 +270,7 @@ async fn generate_auth_key(
             network_id: network.id,
             reusable,
             preauthorized,
+            approve_routes,
             expires_at: expires.0.map(|d| now.saturating_add(d.as_millis() as u64)),
         })
         .await?;

@@ -144,6 +144,7 @@ fn networks() {
     );
     let mut shown = place.ctl("network show main --json").json();
     assert_eq!(take_time(&mut shown, "created_at"), take_time(&mut shown, "updated_at"));
+    assert!(shown["subnet6"].take().as_str().unwrap().starts_with("fd"));
     let want =
         json!({"id": 2, "name": "main", "subnet": "10.100.0.0/16", "subnet6": null, "description": "", "nodes": 0});
     assert_eq!(shown, want);
@@ -202,6 +203,7 @@ fn nodes() {
     place.ctl("node authorize 1").is(0, "", "node host-1 (1) may join as 10.0.1.1\n");
     let mut node = place.ctl("node authorize host-2 --json").json();
     assert!(take_time(&mut node, "created_at") <= take_time(&mut node, "updated_at"));
+    assert!(node["virtual_ip6"].take().as_str().unwrap().starts_with("fd"));
     assert_eq!(
         node,
         json!({

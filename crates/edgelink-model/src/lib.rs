@@ -2,6 +2,7 @@
 //!
 //! Nothing here does I/O, reads a clock or draws randomness.
 
+pub mod cidr;
 pub mod error_code;
 pub mod ids;
 pub mod ipam;

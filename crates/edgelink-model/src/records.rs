@@ -95,6 +95,24 @@ pub struct RouteRecord {
     pub weight: u16,
     /// Whether an administrator has approved it.
     pub enabled: bool,
+    /// The node announced it and may take it back; otherwise an administrator made it.
+    pub announced: bool,
+    /// The gateway rewrites source addresses (SNAT). Without, only one gateway of a subnet is used at a time, so that
+    /// return traffic finds its way (DESIGN §7).
+    pub snat: bool,
+}
+
+/// A subnet that a node announces (`advertise_routes`, specification §12.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnnouncedRoute {
+    /// Destination prefix, without host bits; see [`crate::cidr::check`].
+    pub cidr: IpNet,
+    /// 0–65535, higher wins.
+    pub priority: u16,
+    /// 1–65535, share among equal priorities.
+    pub weight: u16,
+    /// The gateway rewrites source addresses.
+    pub snat: bool,
 }
 
 /// Where a server runs.

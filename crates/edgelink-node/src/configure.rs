@@ -17,6 +17,7 @@ impl Node {
         let changed = self.identity.as_ref() != Some(&identity);
         if !same {
             self.peers.clear();
+            self.clear_routes();
             self.network = None;
             self.sessions = Some(SessionTable::new(SessionConfig {
                 network_id: identity.network,
@@ -54,6 +55,7 @@ impl Node {
         let peers = std::mem::take(&mut self.latest.peers);
         self.set_peers(&peers, now);
         self.latest.peers = peers;
+        self.routes_changed(now);
         let relays = self.latest.relays.clone();
         self.set_relays(&relays, now);
         self.set_stun_servers(now);
@@ -119,11 +121,15 @@ impl Node {
                 if presence.online && !was_online {
                     self.retry_paths(NodeId(presence.node_id), now);
                 }
+                if presence.online != was_online {
+                    self.gateway_presence(NodeId(presence.node_id), presence.online, now);
+                }
             }
         }
         if let Some(routes) = update.routes {
             self.latest.routes = routes.routes;
         }
+        self.routes_changed(now);
         if let Some(stun) = update.stun_servers {
             self.latest.stun_servers = stun.servers;
             self.set_stun_servers(now);
@@ -157,6 +163,8 @@ impl Node {
         let subnets_changed = old.as_ref().is_none_or(|old| old.subnets != network.subnets);
         let shorter = old.as_ref().map_or(crate::announce::DEFAULT_PERIOD, |old| old.key_period) != network.key_period;
         if subnets_changed {
+            // What is a route depends on what is the overlay.
+            self.forget_known_routes();
             self.publish_interface();
         }
         if shorter {
@@ -165,7 +173,7 @@ impl Node {
         }
     }
 
-    fn publish_interface(&mut self) {
+    pub(crate) fn publish_interface(&mut self) {
         let (Some(identity), Some(network)) = (&self.identity, &self.network) else { return };
         let with_prefix = |address: &std::net::IpAddr| {
             let subnet = network.subnets.iter().find(|s| s.contains(address));
@@ -173,7 +181,13 @@ impl Node {
             IpNet::new(*address, subnet.map_or(host, IpNet::prefix_len)).ok()
         };
         let addresses = identity.addresses.iter().filter_map(with_prefix).collect();
-        self.events.push_back(Event::Interface(Interface { addresses }));
+        let mut stun_servers: Vec<std::net::IpAddr> =
+            self.latest.stun_servers.iter().flat_map(|server| [ip(&server.ip), ip(&server.ip2)]).flatten().collect();
+        stun_servers.sort_unstable();
+        stun_servers.dedup();
+        let routes = self.installed_routes();
+        let served = self.served_routes().to_vec();
+        self.events.push_back(Event::Interface(Interface { addresses, routes, stun_servers, served }));
     }
 }
 

@@ -241,6 +241,8 @@ impl Node {
         } else if let Some(announce) = self.own_announce(NodeId::CONTROLLER) {
             self.send(link, announce);
         }
+        self.forget_announced_routes();
+        self.announce_routes();
         self.refresh_relay_tokens(now);
         self.report_soon(now);
         self.ping_control(link, now, rng);
@@ -364,6 +366,7 @@ impl Node {
         self.network = None;
         self.sessions = None;
         self.peers.clear();
+        self.clear_routes();
         self.latest = proto::Config::default();
         self.persist();
         self.events.push_back(Event::Expelled);

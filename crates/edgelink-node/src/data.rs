@@ -26,10 +26,13 @@ impl Node {
         let header = VirtioHeader::parse(header_bytes).ok_or(Drop::NotIp)?;
         let ip = packet::parse(packet).ok_or(Drop::NotIp)?;
         let identity = self.identity.as_ref().ok_or(Drop::NoSession)?;
-        if !identity.addresses.contains(&ip.src) {
+        if !identity.addresses.contains(&ip.src) && !self.serves(ip.src) {
             return Err(Drop::ForeignSource);
         }
-        let peer = self.peers.by_address(ip.dst).ok_or(Drop::NoRoute)?;
+        let peer = match self.peers.by_address(ip.dst) {
+            Some(peer) => peer,
+            None => self.gateway_for(&ip, packet).ok_or(Drop::NoRoute)?,
+        };
         let bytes = packet.len();
         let mut plan = self.plan(peer, bytes, now)?;
         let narrow = plan.hedging || plan.first.is_direct();
@@ -139,13 +142,14 @@ impl Node {
         };
         // Cryptokey routing: the key that opened the frame decides which source it may carry.
         let ip = packet::parse(packet).ok_or(Drop::NotIp)?;
-        let peer = self.peers.get_mut(from).ok_or(Drop::UnknownKey)?;
-        if !peer.addresses.contains(&ip.src) {
+        let own = self.peers.get(from).ok_or(Drop::UnknownKey)?.addresses.contains(&ip.src);
+        if !own && !self.may_source(ip.src, from) {
             return Err(Drop::SpoofedSource);
         }
-        if !self.identity.as_ref().is_some_and(|me| me.addresses.contains(&ip.dst)) {
+        if !self.identity.as_ref().is_some_and(|me| me.addresses.contains(&ip.dst)) && !self.serves(ip.dst) {
             return Err(Drop::ForeignDestination);
         }
+        let peer = self.peers.get_mut(from).ok_or(Drop::UnknownKey)?;
         peer.rx_bytes += packet.len() as u64;
         if peer.note_data(now.mono) {
             self.report_soon(now);
@@ -167,6 +171,7 @@ impl Node {
             self.path_pong(from, probe, way, now);
             self.punch_pong(from, probe, way, now);
             self.handle_pong(from, probe, now);
+            self.gateway_back(from, now);
             Ok(())
         }
     }

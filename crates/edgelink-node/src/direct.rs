@@ -121,6 +121,7 @@ impl Node {
     /// The addresses of this host's interfaces with their prefix lengths; call it at the start and whenever they change.
     /// Direct paths are proved anew then.
     pub fn set_local_addresses(&mut self, addresses: &[IpNet], now: Now) {
+        self.set_connected(addresses, now);
         let mut local: Vec<IpNet> = addresses.iter().take(MAX_LOCAL).copied().collect();
         local.sort_unstable();
         local.dedup();

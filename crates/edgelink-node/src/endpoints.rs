@@ -36,7 +36,7 @@ impl Node {
         let mut endpoints: Vec<Endpoint> = Vec::new();
         for endpoint in lan.chain(stun).chain(upnp).chain(seen) {
             let known = endpoints.iter().any(|other| other.address == endpoint.address);
-            if !known && usable(endpoint.address, &overlay) {
+            if !known && usable(endpoint.address, &overlay) && !self.captures(endpoint.address.ip()) {
                 endpoints.push(endpoint);
             }
         }
@@ -154,7 +154,8 @@ impl Node {
             let (Some(ip), Ok(port)) = (ip(&endpoint.ip), u16::try_from(endpoint.port)) else { continue };
             let address = SocketAddr::new(ip.to_canonical(), port);
             let known = candidates.iter().any(|(_, other)| *other == address);
-            if !known && usable(address, &overlay) && !self.direct.is_own(address) {
+            let outside = usable(address, &overlay) && !self.captures(address.ip());
+            if !known && outside && !self.direct.is_own(address) {
                 candidates.push((endpoint.priority, address));
             }
         }

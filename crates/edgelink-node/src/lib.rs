@@ -28,6 +28,7 @@ mod peers;
 mod persist;
 mod ping;
 mod relays;
+mod routing;
 mod status;
 mod timers;
 mod udp;
@@ -38,6 +39,7 @@ pub use edgelink_path::SocketId;
 pub use link::{LinkId, Target};
 pub use persist::PersistedState;
 pub use ping::{PingError, PingId};
+pub use routing::{RouteFilter, RoutingConfig};
 pub use udp::Transmit;
 
 use control::Control;
@@ -152,6 +154,13 @@ pub enum Event {
 pub struct Interface {
     /// Our overlay addresses with the network's prefix length.
     pub addresses: Vec<IpNet>,
+    /// Subnets behind other nodes whose packets go into the tunnel, sorted. The shell leaves out of them what the
+    /// tunnel itself needs: the addresses of controller, relays and `stun_servers` (DESIGN §7).
+    pub routes: Vec<IpNet>,
+    /// Addresses of STUN servers.
+    pub stun_servers: Vec<IpAddr>,
+    /// Subnets that this node serves, sorted: a gateway forwards between them and the tunnel.
+    pub served: Vec<IpNet>,
 }
 
 /// Who we are in the network.
@@ -193,6 +202,7 @@ pub struct Node {
     /// What the connected relays offer, the same for all peers.
     relay_ways: Vec<RelayWay>,
     direct: direct::Direct,
+    routing: routing::Routing,
     stun_servers: Vec<StunServer>,
     report: latency::Report,
     /// Names the last probe.
@@ -234,6 +244,7 @@ impl Node {
             links: BTreeMap::new(),
             next_link: 1,
             relay_ways: Vec::new(),
+            routing: routing::Routing::default(),
             stun_servers: Vec::new(),
             report: latency::Report::default(),
             last_probe_us: 0,
@@ -282,6 +293,7 @@ impl Node {
                 Timer::Stun => self.stun_timeout(now, rng),
                 Timer::Window(peer) => self.window_timeout(peer, now),
                 Timer::Stall(link) => self.stall_timeout(link, now),
+                Timer::Gateway(node) => self.gateway_timeout(node, now),
                 Timer::Report => self.report_timeout(now),
                 Timer::Rotate => self.rotate(now, rng),
             }

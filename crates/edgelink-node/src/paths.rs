@@ -279,6 +279,7 @@ impl Node {
             paths.undeliverable(relay, now.mono);
             self.arm_path(peer);
         }
+        self.gateway_judged(peer, now);
     }
 
     /// The peer has come online: what is dead may live.
@@ -323,6 +324,7 @@ impl Node {
         }
         self.check_direct(id, had_direct, now);
         self.arm_path(id);
+        self.gateway_judged(id, now);
     }
 
     /// A PONG of a path, authenticated.

@@ -123,8 +123,8 @@ impl Node {
     /// Takes over what the controller says of one peer, as far as it agrees with what we have pinned (DESIGN §2).
     pub(crate) fn learn_peer(&mut self, message: &proto::Peer, now: Now) {
         let id = NodeId(message.node_id);
-        let Some(identity) = &self.identity else { return };
-        if id == identity.node {
+        let Some((me, network)) = self.identity.as_ref().map(|i| (i.node, i.network)) else { return };
+        if id == me {
             return;
         }
         let Ok(machine) = <[u8; 32]>::try_from(message.machine_pub.as_slice()).map(MachinePublic) else {
@@ -132,7 +132,10 @@ impl Node {
         };
         let addresses: Vec<IpAddr> = message.addresses.iter().filter_map(|b| ip(b)).collect();
         let name = printable(&message.name);
-        let believed = self.pins.check_config(identity.network, id, &machine, &addresses);
+        if self.peers.get(id).is_none_or(|known| known.online != message.online) {
+            self.gateway_presence(id, message.online, now);
+        }
+        let believed = self.pins.check_config(network, id, &machine, &addresses);
         let peer = self.peers.by_id.entry(id).or_insert_with(|| Peer::new(name.clone()));
         peer.online = message.online;
         peer.name = name;
@@ -144,7 +147,7 @@ impl Node {
             peer.refused = Some(text);
             // What was believed before goes on: after a restart the peer's own announces need somewhere to arrive.
             if peer.addresses.is_empty()
-                && let Some(pinned) = self.pins.pin(identity.network, id)
+                && let Some(pinned) = self.pins.pin(network, id)
             {
                 self.peers.set_addresses(id, pinned.addresses.clone());
             }

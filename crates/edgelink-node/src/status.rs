@@ -4,7 +4,7 @@ use crate::control::Phase;
 use crate::peers::Peer;
 use crate::{Node, control};
 use edgelink_api::local::{
-    ControllerLink, DaemonState, Nat, NatBehaviour, NatName, Path, PathKind, Peer as PeerStatus, Relay, Route, Status,
+    ControllerLink, DaemonState, Nat, NatBehaviour, NatName, Path, PathKind, Peer as PeerStatus, Relay, Status,
 };
 use edgelink_model::{NodeId, Now};
 use edgelink_path::{Behaviour, Standing};
@@ -77,6 +77,7 @@ impl Node {
                 health.push(format!("peer {}: {refused} (edgelink accept {})", peer.name, peer.name));
             }
         }
+        self.route_health(&mut health);
         health
     }
 
@@ -168,24 +169,6 @@ impl Node {
             Standing::Doubted => Some("answers are missing over this path".to_owned()),
             Standing::Dead => Some("no path answers".to_owned()),
         }
-    }
-
-    fn route_status(&self) -> Vec<Route> {
-        let me = self.identity.as_ref().map_or(0, |i| i.node.0);
-        let routes = self.latest.routes.iter().filter(|r| r.node_id != me);
-        routes
-            .filter_map(|r| {
-                let cidr = r.cidr.as_ref()?;
-                Some(Route {
-                    cidr: ipnet::IpNet::new(control::ip(&cidr.address)?, u8::try_from(cidr.length).ok()?).ok()?,
-                    gateway_node_id: NodeId(r.node_id),
-                    priority: u16::try_from(r.priority).ok()?,
-                    weight: u16::try_from(r.weight).ok()?,
-                    active: false,
-                    skipped: Some("subnet routes are not carried by this version".to_owned()),
-                })
-            })
-            .collect()
     }
 }
 

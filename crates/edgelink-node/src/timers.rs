@@ -28,6 +28,8 @@ pub(crate) enum Timer {
     Window(NodeId),
     /// See whether a full link still takes messages.
     Stall(LinkId),
+    /// A gateway's hold-down ends, or a dead one is probed again.
+    Gateway(NodeId),
     /// Tell the controller our latencies.
     Report,
     /// Make a new node key.

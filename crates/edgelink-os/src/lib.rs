@@ -5,9 +5,12 @@
 #![allow(clippy::disallowed_methods, reason = "adapters may read the clock")]
 
 pub mod files;
+pub mod gateway;
 pub mod host;
 pub mod memory;
 pub mod net;
+pub mod notify;
 pub mod peer_cred;
+pub mod policy;
 pub mod privileges;
 pub mod tun;

@@ -95,7 +95,7 @@ impl Route {
 
 /// A connection to the kernel's network configuration, in the network namespace of the thread that opened it.
 pub struct Netlink {
-    handle: Handle,
+    pub(crate) handle: Handle,
     task: JoinHandle<()>,
 }
 
@@ -407,8 +407,7 @@ impl Netlink {
     ///
     /// At the first refusal.
     pub async fn remove_leftovers(&self) -> Result<usize, NetError> {
-        let links = collect(self.handle.link().get().execute(), "list interfaces").await?;
-        let tuns: BTreeSet<u32> = links.iter().filter(|link| is_tun(link)).map(|link| link.header.index).collect();
+        let tuns = self.tun_indices().await?;
         let mut removed = 0;
         for message in self.own_routes().await? {
             if output_of(&message).is_some_and(|link| tuns.contains(&link)) {
@@ -421,6 +420,11 @@ impl Netlink {
         Ok(removed)
     }
 
+    pub(crate) async fn tun_indices(&self) -> Result<BTreeSet<u32>, NetError> {
+        let links = collect(self.handle.link().get().execute(), "list interfaces").await?;
+        Ok(links.iter().filter(|link| is_tun(link)).map(|link| link.header.index).collect())
+    }
+
     async fn own_routes(&self) -> Result<Vec<RouteMessage>, NetError> {
         let mut all = self.main_routes(true).await?;
         all.extend(self.main_routes(false).await?);
@@ -429,15 +433,19 @@ impl Netlink {
     }
 
     async fn main_routes(&self, v4: bool) -> Result<Vec<RouteMessage>, NetError> {
+        let mut all = self.all_routes(v4).await?;
+        all.retain(|message| message.header.table == RouteHeader::RT_TABLE_MAIN);
+        Ok(all)
+    }
+
+    /// Of every table: without strict checking the kernel ignores a query's table.
+    pub(crate) async fn all_routes(&self, v4: bool) -> Result<Vec<RouteMessage>, NetError> {
         let query = if v4 {
             RouteMessageBuilder::<Ipv4Addr>::new().build()
         } else {
             RouteMessageBuilder::<Ipv6Addr>::new().build()
         };
-        let mut all = collect(self.handle.route().get(query).execute(), "list routes").await?;
-        // Without strict checking the kernel ignores the query's table.
-        all.retain(|message| message.header.table == RouteHeader::RT_TABLE_MAIN);
-        Ok(all)
+        collect(self.handle.route().get(query).execute(), "list routes").await
     }
 }
 
@@ -459,7 +467,7 @@ fn route_message(index: u32, route: Route) -> RouteMessage {
     }
 }
 
-fn destination_of(message: &RouteMessage) -> Option<IpNet> {
+pub(crate) fn destination_of(message: &RouteMessage) -> Option<IpNet> {
     let given = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(address) => ip_of(address),
         _ => None,
@@ -516,7 +524,7 @@ fn is_tun(link: &LinkMessage) -> bool {
     })
 }
 
-async fn collect<T>(
+pub(crate) async fn collect<T>(
     stream: impl Stream<Item = Result<T, rtnetlink::Error>>,
     action: &'static str,
 ) -> Result<Vec<T>, NetError> {
@@ -533,14 +541,14 @@ async fn collect<T>(
     Ok(found)
 }
 
-fn ignore(result: Result<(), rtnetlink::Error>, errno: i32) -> Result<(), rtnetlink::Error> {
+pub(crate) fn ignore(result: Result<(), rtnetlink::Error>, errno: i32) -> Result<(), rtnetlink::Error> {
     match result {
         Err(rtnetlink::Error::NetlinkError(e)) if errno_of(e.raw_code()) == errno => Ok(()),
         other => other,
     }
 }
 
-fn refused(error: rtnetlink::Error, action: impl Fn() -> String) -> NetError {
+pub(crate) fn refused(error: rtnetlink::Error, action: impl Fn() -> String) -> NetError {
     let rtnetlink::Error::NetlinkError(message) = error else {
         return NetError::Protocol { action: action(), source: error };
     };

@@ -1,8 +1,8 @@
 //! The controller's database, in memory: the same operations, the same change log.
 
 use edgelink_model::records::{
-    Change, ChangeId, EnrollError, EnrollRequest, NetworkRecord, NodeKeyRecord, NodeRecord, RevocationRecord,
-    RevocationTarget, ServerKind, ServerRecord, Snapshot,
+    AnnouncedRoute, Change, ChangeId, EnrollError, EnrollRequest, NetworkRecord, NodeKeyRecord, NodeRecord,
+    RevocationRecord, RevocationTarget, RouteRecord, ServerKind, ServerRecord, Snapshot,
 };
 use edgelink_model::{NetworkId, NodeId, ServerId, ipam};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Database {
     networks: BTreeMap<NetworkId, NetworkRecord>,
     nodes: BTreeMap<NodeId, NodeRecord>,
+    routes: BTreeMap<NodeId, Vec<RouteRecord>>,
     servers: BTreeMap<ServerId, ServerRecord>,
     revocations: BTreeMap<String, RevocationRecord>,
     /// Hashes of reusable, pre-authorized keys, with their network.
@@ -46,6 +47,7 @@ impl Database {
         Self {
             networks: [(network.id, network)].into(),
             nodes: BTreeMap::new(),
+            routes: BTreeMap::new(),
             servers: [(relay.id, relay)].into(),
             revocations: BTreeMap::new(),
             auth_keys: BTreeMap::new(),
@@ -100,7 +102,7 @@ impl Database {
             version: self.version(),
             networks: self.networks.values().cloned().collect(),
             nodes: self.nodes.values().cloned().collect(),
-            routes: Vec::new(),
+            routes: self.routes.values().flatten().cloned().collect(),
             servers: self.servers.values().cloned().collect(),
             revocations: self.revocations.values().cloned().collect(),
         }
@@ -203,6 +205,29 @@ impl Database {
         if record.key.as_ref().is_none_or(|old| old.seq < key.seq) {
             record.key = Some(key);
             self.put(record);
+        }
+    }
+
+    /// Keeps what a node announces, replacing what it announced before.
+    pub fn announce_routes(&mut self, node_id: NodeId, announced: &[AnnouncedRoute], approve: bool) {
+        let old = self.routes.get(&node_id).cloned().unwrap_or_default();
+        let records = announced.iter().zip(1u32..).map(|(route, n)| {
+            let known = old.iter().find(|record| record.cidr == route.cidr);
+            RouteRecord {
+                id: known.map_or(node_id.0 * 10_000 + n, |record| record.id),
+                node_id,
+                cidr: route.cidr,
+                priority: route.priority,
+                weight: route.weight,
+                enabled: known.map_or(approve, |record| record.enabled),
+                announced: true,
+                snat: route.snat,
+            }
+        });
+        let records: Vec<RouteRecord> = records.collect();
+        if records != old {
+            self.routes.insert(node_id, records.clone());
+            self.append(Change::Routes(node_id, records));
         }
     }
 

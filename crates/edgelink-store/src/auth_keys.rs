@@ -18,6 +18,8 @@ pub struct NewAuthKey {
     pub reusable: bool,
     /// Its nodes need no administrator.
     pub preauthorized: bool,
+    /// Routes that its nodes announce need no administrator either (DESIGN §7).
+    pub approve_routes: bool,
     /// Unix ms; `None`: never.
     pub expires_at: Option<UnixMillis>,
 }
@@ -33,6 +35,8 @@ pub struct AuthKeyRecord {
     pub reusable: bool,
     /// Its nodes need no administrator.
     pub preauthorized: bool,
+    /// Routes that its nodes announce need no administrator either.
+    pub approve_routes: bool,
     /// Unix ms; `None`: never.
     pub expires_at: Option<UnixMillis>,
     /// Last used, Unix ms.
@@ -54,6 +58,7 @@ impl Store {
             key_hash: Set(new.key_hash),
             reusable: Set(new.reusable),
             preauthorized: Set(new.preauthorized),
+            approve_routes: Set(new.approve_routes),
             expires_at: Set(new.expires_at.map(to_db).transpose()?),
             created_at: Set(to_db(writer.now)?),
             ..Default::default()
@@ -94,6 +99,7 @@ pub(crate) fn record(row: auth_key::Model) -> Result<AuthKeyRecord, StoreError> 
         network_id: NetworkId(id_from_db(row.network_id)?),
         reusable: row.reusable,
         preauthorized: row.preauthorized,
+        approve_routes: row.approve_routes,
         expires_at: row.expires_at.map(from_db).transpose()?,
         used_at: row.used_at.map(from_db).transpose()?,
         created_at: from_db(row.created_at)?,

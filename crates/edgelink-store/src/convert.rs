@@ -52,6 +52,8 @@ pub(crate) fn route(row: node_route::Model) -> Result<RouteRecord, StoreError> {
         priority: number("node_routes.priority", row.priority)?,
         weight: number("node_routes.weight", row.weight)?,
         enabled: row.enabled,
+        announced: row.announced,
+        snat: row.snat,
     })
 }
 

@@ -130,6 +130,7 @@ async fn known_machine(
         if before.virtual_ip.is_none() {
             let network = networks::find(&writer.txn, NetworkId(id_from_db(before.network_id)?)).await?;
             change.virtual_ip = Set(Some(nodes::free_address(&writer.txn, &network).await?));
+            change.virtual_ip6 = Set(nodes::address6(&network, before.id)?);
         }
         change.authorized = Set(true);
         change.deauthorized_at = Set(None);
@@ -137,6 +138,7 @@ async fn known_machine(
     }
     if let Some(key) = used_key {
         change.auth_key_id = Set(Some(key.id));
+        change.approve_routes = Set(key.approve_routes);
         consume(writer, key, &before.machine_key_pub).await?;
     }
     // Someone who only comes back changes nothing that others must know.
@@ -183,7 +185,7 @@ async fn new_machine(
     };
     let host = clean(&request.host);
     let now = to_db(writer.now)?;
-    let row = node::Entity::insert(node::ActiveModel {
+    let mut row = node::Entity::insert(node::ActiveModel {
         network_id: Set(network.id),
         name: Set(free_name(writer, &network, &host.hostname).await?),
         machine_key_pub: Set(machine.clone()),
@@ -196,12 +198,20 @@ async fn new_machine(
         last_seen: Set(Some(to_db(request.now_unix_ms)?)),
         authorized: Set(authorized),
         auth_key_id: Set(key.as_ref().map(|key| key.id)),
+        approve_routes: Set(key.as_ref().is_some_and(|key| key.approve_routes)),
         created_at: Set(now),
         updated_at: Set(now),
         ..Default::default()
     })
     .exec_with_returning(&writer.txn)
     .await?;
+    if authorized {
+        // Its id is known only now.
+        let virtual_ip6 = nodes::address6(&network, row.id)?;
+        let mut change = row.into_active_model();
+        change.virtual_ip6 = Set(virtual_ip6);
+        row = node::Entity::update(change).exec(&writer.txn).await?;
+    }
     if let Some(key) = key {
         consume(writer, key, &machine).await?;
     }

@@ -33,6 +33,8 @@ table! {
         description: String,
         created_at: i64,
         updated_at: i64,
+        /// Routes that its nodes announce need no administrator.
+        approve_routes: bool,
     }
 }
 
@@ -63,6 +65,8 @@ table! {
         auth_key_id: Option<i32>,
         created_at: i64,
         updated_at: i64,
+        /// It came with an auth key that approves its routes.
+        approve_routes: bool,
     }
 }
 
@@ -77,6 +81,10 @@ table! {
         weight: i32,
         enabled: bool,
         created_at: i64,
+        /// By the node itself, which may take it back.
+        announced: bool,
+        /// The gateway rewrites source addresses.
+        snat: bool,
     }
 }
 
@@ -131,6 +139,8 @@ table! {
         /// Machine key that consumed a one-shot key.
         used_by: Option<String>,
         created_at: i64,
+        /// Routes of its nodes need no administrator.
+        approve_routes: bool,
     }
 }
 

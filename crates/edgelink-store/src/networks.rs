@@ -7,8 +7,9 @@ use crate::names;
 use crate::store::{Store, Subject, from_db, id_to_db, to_db};
 use edgelink_model::records::NetworkRecord;
 use edgelink_model::{NetworkId, UnixMillis};
-use ipnet::Ipv4Net;
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder};
+use ipnet::{Ipv4Net, Ipv6Net};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder};
+use std::net::Ipv6Addr;
 
 /// Nodes without an auth key knock here; made with the database (specification §9.2).
 pub(crate) const DEFAULT_NETWORK: NetworkId = NetworkId(1);
@@ -16,6 +17,9 @@ pub(crate) const DEFAULT_NETWORK: NetworkId = NetworkId(1);
 pub const MIN_PREFIX_LEN: u8 = 8;
 /// Longest prefix of an overlay subnet: room for two nodes.
 pub const MAX_PREFIX_LEN: u8 = 30;
+
+/// Length of the IPv6 prefix that each network gets.
+const SUBNET6_LEN: u8 = 64;
 
 /// A network to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +37,8 @@ pub struct NewNetwork {
 pub struct NetworkDetails {
     /// What the control core knows too.
     pub record: NetworkRecord,
+    /// Routes that its nodes announce need no administrator (DESIGN §7); [`Store::set_network_route_approval`].
+    pub approve_routes: bool,
     /// How many nodes it has, authorized or not.
     pub nodes: u64,
     /// Unix ms.
@@ -122,6 +128,7 @@ impl Store {
         let row = network::Entity::insert(network::ActiveModel {
             name: Set(new.name),
             subnet: Set(new.subnet.to_string()),
+            subnet6: Set(Some(random_subnet6().to_string())),
             description: Set(new.description),
             created_at: Set(now),
             updated_at: Set(now),
@@ -136,6 +143,24 @@ impl Store {
             .await?;
         writer.commit().await?;
         Ok(record)
+    }
+
+    /// Whether routes that nodes of the network announce from now on need no administrator. Those that wait already go
+    /// on waiting.
+    pub async fn set_network_route_approval(&self, id: NetworkId, approve: bool) -> Result<(), StoreError> {
+        let writer = self.write().await?;
+        let row = find(&writer.txn, id).await?;
+        if row.approve_routes == approve {
+            return Ok(());
+        }
+        let mut change = row.into_active_model();
+        change.approve_routes = Set(approve);
+        change.updated_at = Set(to_db(writer.now)?);
+        network::Entity::update(change).exec(&writer.txn).await?;
+        let action = if approve { "network.approve_routes" } else { "network.require_route_approval" };
+        writer.audit(action, Some(("network", id.0)), None).await?;
+        writer.commit().await?;
+        Ok(())
     }
 
     /// Deletes a network that has no nodes, with its auth keys. The first network stays: nodes without a key go there.
@@ -178,10 +203,27 @@ pub(crate) async fn details(
 ) -> Result<NetworkDetails, StoreError> {
     Ok(NetworkDetails {
         nodes: node::Entity::find().filter(node::Column::NetworkId.eq(row.id)).count(txn).await?,
+        approve_routes: row.approve_routes,
         created_at: from_db(row.created_at)?,
         updated_at: from_db(row.updated_at)?,
         record: convert::network(row)?,
     })
+}
+
+/// A /64 of a random /48 for unique local addresses (RFC 4193 §3.2).
+pub(crate) fn random_subnet6() -> Ipv6Net {
+    let mut bytes = [0; 16];
+    // Without random numbers there is no TLS and no key either; a prefix that others may have does no harm by itself.
+    if let Err(error) = getrandom::fill(&mut bytes[1..6]) {
+        tracing::error!(%error, "the system gives no random numbers");
+    }
+    bytes[0] = 0xfd;
+    Ipv6Net::new_assert(Ipv6Addr::from(bytes), SUBNET6_LEN)
+}
+
+/// A node's address in its network's IPv6 prefix: ids are never given out again, so the addresses are not either.
+pub(crate) fn address6(subnet: Ipv6Net, node: u32) -> Ipv6Addr {
+    Ipv6Addr::from_bits(subnet.network().to_bits() | u128::from(node))
 }
 
 #[cfg(test)]

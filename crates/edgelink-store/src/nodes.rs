@@ -127,10 +127,12 @@ impl Store {
             Some(ip) => ip.clone(),
             None => free_address(&writer.txn, &network).await?,
         };
+        let virtual_ip6 = address6(&network, row.id)?;
         let mut change = row.into_active_model();
         change.authorized = Set(true);
         change.deauthorized_at = Set(None);
         change.virtual_ip = Set(Some(virtual_ip));
+        change.virtual_ip6 = Set(virtual_ip6);
         let record = save(&mut writer, change).await?;
         writer.audit("node.authorize", Some(("node", id.0)), None).await?;
         writer.commit().await?;
@@ -308,6 +310,15 @@ pub(crate) async fn free_address(txn: &DatabaseTransaction, network: &network::M
         Some(address) => Ok(address.to_string()),
         None => Err(StoreError::PoolExhausted(subnet.to_string())),
     }
+}
+
+/// The node's address in the network's IPv6 prefix, if it has one.
+pub(crate) fn address6(network: &network::Model, node: i32) -> Result<Option<String>, StoreError> {
+    let Some(subnet) = &network.subnet6 else { return Ok(None) };
+    let subnet = subnet
+        .parse()
+        .map_err(|_| StoreError::Corrupt(format!("networks.subnet6 of row {} is {subnet:?}", network.id)))?;
+    Ok(Some(networks::address6(subnet, crate::store::id_from_db(node)?).to_string()))
 }
 
 pub(crate) fn details(row: node::Model, now: UnixMillis) -> Result<NodeDetails, StoreError> {

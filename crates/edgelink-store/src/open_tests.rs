@@ -86,13 +86,15 @@ async fn a_new_database_is_private_and_has_its_first_rows() {
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(&path.with_extension("db-wal")), 0o600);
     let snapshot = store.snapshot().await.unwrap();
+    let subnet6 = snapshot.networks.first().unwrap().subnet6.unwrap();
+    assert!(subnet6.network().is_unique_local() && subnet6.prefix_len() == 64, "{subnet6}");
     assert_eq!(
         snapshot.networks,
         [NetworkRecord {
             id: NetworkId(1),
             name: "default".into(),
             subnet: "10.0.1.0/24".parse().unwrap(),
-            subnet6: None,
+            subnet6: Some(subnet6),
             description: String::new()
         }]
     );
@@ -290,6 +292,33 @@ async fn an_upgrade_keeps_a_private_copy_of_what_was() {
     assert_eq!(restored.setting("k").await.unwrap().as_deref(), Some("v"));
     drop(Store::open_with(&path, true, &NEXT, PATIENCE).await.unwrap());
     assert_eq!(backups(dir.path()).len(), 1, "only an upgrade copies");
+}
+
+#[tokio::test]
+async fn nodes_and_networks_of_older_databases_get_ipv6_addresses() {
+    const OLD: Migrator = Migrator::with(|| Migrator::CURRENT.migrations().into_iter().take(1).collect());
+    let (_dir, path) = temp();
+    let old = Store::open_with(&path, true, &OLD, PATIENCE).await.unwrap();
+    let node = "INSERT INTO nodes (network_id, name, machine_key_pub, virtual_ip, created_at, updated_at)";
+    for (name, key, ip) in [("a", "01", "'10.0.1.1'"), ("waits", "02", "NULL")] {
+        let key = key.repeat(32);
+        old.db.execute_raw(sql(&format!("{node} VALUES (1, '{name}', '{key}', {ip}, 0, 0)"))).await.unwrap();
+    }
+    old.close().await.unwrap();
+    let new = Store::open(&path, true).await.unwrap();
+    let snapshot = new.snapshot().await.unwrap();
+    let subnet6 = snapshot.networks.first().unwrap().subnet6.unwrap();
+    let [member, waiting] = snapshot.nodes.as_slice() else { panic!("{:?}", snapshot.nodes) };
+    let address = member.virtual_ip6.unwrap();
+    assert!(subnet6.contains(&address), "{subnet6} {address}");
+    assert_eq!(address.segments()[4..], [0, 0, 0, 1]);
+    assert_eq!(waiting.virtual_ip6, None);
+    // Whoever is authorized later gets one too, of the same prefix.
+    let later = new.authorize_node(waiting.id).await.unwrap();
+    assert!(subnet6.contains(&later.virtual_ip6.unwrap()));
+    let other =
+        crate::NewNetwork { name: "other".into(), subnet: "10.9.0.0/24".parse().unwrap(), description: String::new() };
+    assert_ne!(new.create_network(other).await.unwrap().subnet6, Some(subnet6), "each network has its own");
 }
 
 #[tokio::test]

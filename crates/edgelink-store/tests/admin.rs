@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use edgelink_model::records::ServerKind;
+use edgelink_model::records::{AnnouncedRoute, ServerKind};
 use edgelink_model::{NetworkId, ServerId};
 use edgelink_store::{Actor, NewNetwork, NewRoute, NewServer, NodeFilter, Store};
 
@@ -112,6 +112,92 @@ async fn routes_belong_to_nodes(db: Db) {
     assert_eq!(store.routes().await.unwrap(), [edgelink_model::records::RouteRecord { enabled: true, ..route }]);
     store.delete_node(node_id).await.unwrap();
     assert_eq!(store.routes().await.unwrap(), []);
+}
+
+/// (prefix, priority, enabled, announced) of all routes, by id.
+async fn routes(store: &edgelink_store::Store) -> Vec<(String, u16, bool, bool)> {
+    let routes = store.routes().await.unwrap();
+    routes.into_iter().map(|r| (r.cidr.to_string(), r.priority, r.enabled, r.announced)).collect()
+}
+
+fn announced(cidr: &str, priority: u16) -> AnnouncedRoute {
+    AnnouncedRoute { cidr: cidr.parse().unwrap(), priority, weight: 50, snat: true }
+}
+
+on_both!(announced_routes_wait_for_approval_follow_the_node_and_are_taken_back);
+
+async fn announced_routes_wait_for_approval_follow_the_node_and_are_taken_back(db: Db) {
+    let store = db.open().await;
+    let node_id = store.enroll(knock(1)).await.unwrap().id;
+    let one = [announced("192.168.1.0/24", 100)];
+    store.announce_routes(node_id, &one, false).await.unwrap();
+    assert_eq!(routes(&store).await, [("192.168.1.0/24".into(), 100, false, true)]);
+    let version = store.counts().await.unwrap().version;
+    store.announce_routes(node_id, &one, false).await.unwrap();
+    assert_eq!(store.counts().await.unwrap().version, version, "nothing new costs no change");
+
+    let id = store.routes().await.unwrap()[0].id;
+    store.set_route_enabled(id, true).await.unwrap();
+    let two = [announced("192.168.1.0/24", 200), announced("192.168.2.0/24", 100)];
+    store.announce_routes(node_id, &two, false).await.unwrap();
+    let want = [("192.168.1.0/24".into(), 200, true, true), ("192.168.2.0/24".into(), 100, false, true)];
+    assert_eq!(routes(&store).await, want, "approval stays, values follow");
+
+    store.announce_routes(node_id, &two[1..], false).await.unwrap();
+    assert_eq!(routes(&store).await, [("192.168.2.0/24".into(), 100, false, true)]);
+    store.announce_routes(node_id, &two, false).await.unwrap();
+    assert!(routes(&store).await.iter().all(|(_, _, enabled, _)| !enabled), "what was taken back waits again");
+}
+
+on_both!(routes_of_administrators_stay_as_they_made_them);
+
+async fn routes_of_administrators_stay_as_they_made_them(db: Db) {
+    let store = db.open().await;
+    let node_id = store.enroll(knock(1)).await.unwrap().id;
+    let cidr = "10.50.0.0/16".parse().unwrap();
+    let made = NewRoute { node_id, cidr, priority: 7, weight: 3, enabled: true };
+    store.add_route(made).await.unwrap();
+    let direct = [AnnouncedRoute { snat: false, ..announced("10.50.0.0/16", 100) }];
+    store.announce_routes(node_id, &direct, false).await.unwrap();
+    let [route] = &store.routes().await.unwrap()[..] else { panic!() };
+    assert_eq!((route.priority, route.weight, route.enabled, route.announced), (7, 3, true, false));
+    assert!(!route.snat, "only the node knows how it serves it");
+    store.announce_routes(node_id, &[], false).await.unwrap();
+    assert_eq!(routes(&store).await, [("10.50.0.0/16".into(), 7, true, false)]);
+}
+
+on_both!(routes_are_approved_by_setting_network_or_auth_key);
+
+async fn routes_are_approved_by_setting_network_or_auth_key(db: Db) {
+    let store = db.open().await;
+    store.create_auth_key(edgelink_store::NewAuthKey { approve_routes: true, ..one_shot("k") }).await.unwrap();
+    let [plain, keyed, late] =
+        [store.enroll(knock(1)).await, store.enroll(knock_with(2, "k")).await, store.enroll(knock(3)).await]
+            .map(|node| node.unwrap().id);
+    store.announce_routes(plain, &[announced("10.1.0.0/16", 1)], true).await.unwrap();
+    store.announce_routes(keyed, &[announced("10.2.0.0/16", 2)], false).await.unwrap();
+    store.set_network_route_approval(NetworkId(1), true).await.unwrap();
+    store.announce_routes(late, &[announced("10.3.0.0/16", 3)], false).await.unwrap();
+    assert!(routes(&store).await.iter().all(|(_, _, enabled, _)| *enabled), "{:?}", routes(&store).await);
+    store.set_network_route_approval(NetworkId(1), false).await.unwrap();
+    store.announce_routes(late, &[announced("0.0.0.0/0", 3)], false).await.unwrap();
+    assert_eq!(routes(&store).await.last().unwrap(), &("0.0.0.0/0".into(), 3, false, true));
+}
+
+on_both!(what_is_no_route_is_not_kept);
+
+async fn what_is_no_route_is_not_kept(db: Db) {
+    let store = db.open().await;
+    let node_id = store.enroll(knock(1)).await.unwrap().id;
+    let bad = ["192.168.1.5/24", "127.0.0.0/8", "::ffff:10.0.0.0/104", "10.0.1.0/25", "169.254.0.0/16", "224.0.0.0/4"];
+    let mut all: Vec<AnnouncedRoute> = bad.iter().map(|cidr| announced(cidr, 1)).collect();
+    all.push(AnnouncedRoute { weight: 0, ..announced("10.9.0.0/16", 1) });
+    store.announce_routes(node_id, &all, true).await.unwrap();
+    assert_eq!(routes(&store).await, []);
+    for cidr in bad {
+        let new = NewRoute { node_id, cidr: cidr.parse().unwrap(), priority: 1, weight: 1, enabled: true };
+        assert!(store.add_route(new).await.is_err(), "{cidr}");
+    }
 }
 
 on_both!(servers_are_added_and_the_builtin_one_stays);

@@ -317,6 +317,7 @@ async fn run(store: &Store, op: Op) {
                 network_id: NetworkId(network),
                 reusable,
                 preauthorized,
+                approve_routes: false,
                 ..one_shot(&format!("k{key}"))
             };
             let _ = store.create_auth_key(new).await;

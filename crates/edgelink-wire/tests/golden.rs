@@ -180,6 +180,8 @@ fn config() -> proto::Config {
             priority: 100,
             weight: 1,
             enabled: true,
+            single: false,
+            down: false,
         }],
         ..Default::default()
     }

@@ -29,6 +29,12 @@ pub(crate) enum Command {
     Status,
     /// List the other nodes.
     Peers,
+    /// List subnet routes and their gateways; explain where an address leads.
+    Routes {
+        /// Why packets to this address go where they go.
+        #[arg(long, value_name = "IP")]
+        why: Option<std::net::IpAddr>,
+    },
     /// Measure the round trip to a node through the tunnel, and show the path taken.
     Ping(PingArgs),
     /// List every path to a node: by which relays, how fast, and why packets take it or not.

@@ -4,7 +4,8 @@ use crate::cli::{PingArgs, UpArgs};
 use crate::output;
 use edgelink_api::Secret;
 use edgelink_api::local::{
-    LocalError, LocalErrorKind, LocalRequest, LocalResponse, NetworkChoice, PingRequest, UpRequest, from_line, to_line,
+    LocalError, LocalErrorKind, LocalRequest, LocalResponse, NetworkChoice, PingRequest, RoutesRequest, UpRequest,
+    from_line, to_line,
 };
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
@@ -25,6 +26,16 @@ pub(crate) fn peers(socket: &Path, json: bool) -> Outcome {
     match ask(socket, &LocalRequest::Peers(NetworkChoice::default()))? {
         LocalResponse::Peers { peers } if json => print_json(&peers),
         LocalResponse::Peers { peers } => print(&output::peers(&peers)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+pub(crate) fn routes(socket: &Path, json: bool, why: Option<std::net::IpAddr>) -> Outcome {
+    match ask(socket, &LocalRequest::Routes(RoutesRequest { why, network: None }))? {
+        LocalResponse::Routes { why: Some(why), .. } if json => print_json(&why),
+        LocalResponse::Routes { why: Some(why), .. } => print(&output::why(&why)),
+        LocalResponse::Routes { routes, why: None } if json => print_json(&routes),
+        LocalResponse::Routes { routes, why: None } => print(&output::routes(&routes)),
         other => Err(unexpected(&other)),
     }
 }

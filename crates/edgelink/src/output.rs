@@ -1,7 +1,8 @@
 //! Answers as people see them: aligned tables, a hint where there is something to do.
 
 use edgelink_api::local::{
-    DaemonState, KnownPath, LocalError, LocalErrorKind, Path, PathKind, PathState, Peer, PingDone, PingReply, Status,
+    DaemonState, KnownPath, LocalError, LocalErrorKind, Path, PathKind, PathState, Peer, PingDone, PingReply, Route,
+    RouteWhy, Status,
 };
 use std::fmt::Write as _;
 
@@ -35,6 +36,10 @@ pub(crate) fn status(status: &Status) -> String {
     if !status.peers.is_empty() {
         out.push('\n');
         out.push_str(&peers(&status.peers));
+    }
+    if !status.routes.is_empty() {
+        out.push('\n');
+        out.push_str(&routes(&status.routes));
     }
     out
 }
@@ -89,6 +94,43 @@ pub(crate) fn paths(name: &str, paths: &[KnownPath]) -> String {
         ]
     });
     table(std::iter::once(header).chain(rows).collect())
+}
+
+pub(crate) fn routes(routes: &[Route]) -> String {
+    if routes.is_empty() {
+        return "no node offers a subnet\n".to_owned();
+    }
+    let header = ["SUBNET", "GATEWAY", "PRIORITY", "WEIGHT", "USED"].map(str::to_owned).to_vec();
+    let rows = routes.iter().map(|route| {
+        vec![
+            route.cidr.to_string(),
+            route.gateway_node_id.to_string(),
+            route.priority.to_string(),
+            route.weight.to_string(),
+            match (&route.skipped, route.active) {
+                (Some(skipped), _) => format!("skipped: {skipped}"),
+                (None, true) => "yes".to_owned(),
+                (None, false) => "no".to_owned(),
+            },
+        ]
+    });
+    table(std::iter::once(header).chain(rows).collect())
+}
+
+pub(crate) fn why(why: &RouteWhy) -> String {
+    let mut out = match (why.gateways.as_slice(), why.cidr) {
+        ([], _) => format!("{} goes to no node\n", why.address),
+        ([one], Some(cidr)) => format!("{} goes to node {one} by {cidr}\n", why.address),
+        ([one], None) => format!("{} goes to node {one}\n", why.address),
+        (several, cidr) => {
+            let by = cidr.map_or_else(String::new, |cidr| format!(" by {cidr}"));
+            format!("{} goes to nodes {}{by}, flow by flow\n", why.address, join(several))
+        }
+    };
+    for reason in &why.reasons {
+        let _ = writeln!(out, "  {reason}");
+    }
+    out
 }
 
 pub(crate) fn up(status: &Status) -> String {

@@ -14,6 +14,7 @@ mod net;
 mod node;
 mod pinger;
 pub mod raw;
+mod site;
 mod web;
 pub mod wire;
 
@@ -21,6 +22,7 @@ pub use flows::{Flowed, INTERVAL, TcpFlow, UdpFlow};
 pub use net::{Net, NetOptions, binary, bytes};
 pub use node::Node;
 pub use pinger::{Pinger, Pings};
+pub use site::Site;
 pub use web::{At, Web, WebRelay};
 
 use std::time::Duration;

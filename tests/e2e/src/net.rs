@@ -209,6 +209,12 @@ impl Net {
         Ok(())
     }
 
+    /// The lab, for more hosts and links.
+    #[must_use]
+    pub fn testbed(&self) -> &Lab {
+        &self.lab
+    }
+
     /// `edgelink-ctl` beside the running controller, on its database.
     ///
     /// # Errors

@@ -20,13 +20,14 @@ pub struct Node {
     /// Where it runs.
     pub host: Host,
     dir: PathBuf,
+    config: Option<PathBuf>,
     process: Option<Process>,
 }
 
 impl Node {
     pub(crate) fn new(host: Host, lab: &Path) -> Self {
         let dir = lab.join(host.name());
-        Self { host, dir, process: None }
+        Self { host, dir, config: None, process: None }
     }
 
     /// Where it keeps its state.
@@ -39,6 +40,18 @@ impl Node {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.dir.with_extension("sock")
+    }
+
+    /// Writes its configuration file, which the daemon is given at its next start (or takes over at SIGHUP).
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn configure(&mut self, config: &serde_json::Value) -> Result<()> {
+        let file = self.dir.with_extension("json");
+        std::fs::write(&file, config.to_string())?;
+        self.config = Some(file);
+        Ok(())
     }
 
     /// `edgelink run`, to be started.
@@ -58,7 +71,11 @@ impl Node {
     pub fn daemon_arguments(&self) -> Result<Vec<String>> {
         let text = |path: &Path| path.to_str().map(str::to_owned).context("a path that is not UTF-8");
         let (dir, socket) = (text(&self.dir)?, text(&self.socket())?);
-        Ok(["run", "--state-dir", &dir, "--socket", &socket].map(str::to_owned).to_vec())
+        let mut arguments = ["run", "--state-dir", &dir, "--socket", &socket].map(str::to_owned).to_vec();
+        if let Some(config) = &self.config {
+            arguments.extend(["--config".to_owned(), text(config)?]);
+        }
+        Ok(arguments)
     }
 
     /// Starts the daemon and waits until it answers commands.

@@ -16,5 +16,6 @@ mod packets;
 mod paths;
 mod persist;
 mod relays;
+mod routes;
 mod trust;
 mod world;

@@ -328,7 +328,7 @@ impl World {
                         }
                     }
                 }
-                Event::Interface(Interface { addresses }) => {
+                Event::Interface(Interface { addresses, .. }) => {
                     seen.push(Seen::Interface(addresses.iter().map(ToString::to_string).collect()));
                 }
                 Event::Ready => seen.push(Seen::Ready),

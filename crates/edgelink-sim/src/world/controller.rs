@@ -169,6 +169,10 @@ impl World {
                     self.database.put_server(record);
                     self.apply_changes();
                 }
+                control::Event::Store(StoreOp::AnnounceRoutes { node, routes, approve }) => {
+                    self.database.announce_routes(node, &routes, approve);
+                    self.apply_changes();
+                }
                 control::Event::Store(StoreOp::Seen { .. } | StoreOp::ServerSeen { .. }) => {}
             }
         }

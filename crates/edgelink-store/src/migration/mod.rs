@@ -1,6 +1,7 @@
 //! The schema's history. A migration that was released is never edited; a new one is appended.
 
 mod m0001_initial;
+mod m0005_routes;
 
 use sea_orm_migration::{MigrationTrait, MigratorTraitSelf};
 
@@ -11,7 +12,8 @@ pub(crate) struct Migrator {
 
 impl Migrator {
     /// This build's.
-    pub(crate) const CURRENT: Self = Self { make: || vec![Box::new(m0001_initial::Migration)] };
+    pub(crate) const CURRENT: Self =
+        Self { make: || vec![Box::new(m0001_initial::Migration), Box::new(m0005_routes::Migration)] };
 
     /// Another history, for the tests of upgrades.
     #[cfg(test)]

@@ -99,6 +99,7 @@ pub(crate) fn one_shot(key: &str) -> NewAuthKey {
         network_id: DEFAULT,
         reusable: false,
         preauthorized: true,
+        approve_routes: false,
         expires_at: Some(NOW + 1000),
     }
 }

@@ -6,14 +6,15 @@ use anyhow::{Context as _, Result};
 use bytes::{Bytes, BytesMut};
 use edgelink_config::{ClientConfig, Env, WsUrl};
 use edgelink_net::tls::{self, ClientTls, Pin};
-use edgelink_net::ws::{Dial, DialError, Event, Incoming, WebSocket, dial};
+use edgelink_net::ws::{AddressFilter, Dial, DialError, Event, Incoming, WebSocket, dial};
 use edgelink_node::{LinkId, Target};
 use edgelink_session::trust::Trust;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 /// Messages are taken from the core while less than this is unsent: enough to keep TLS and TCP busy, little enough that
 /// a control message does not wait long.
@@ -31,6 +32,8 @@ pub(crate) struct Dialer {
     controller: Dial,
     relay: Dial,
     origin: String,
+    /// Addresses that were dialled: an accepted route must not capture them (DESIGN §7).
+    protected: Arc<watch::Sender<BTreeSet<IpAddr>>>,
 }
 
 impl Dialer {
@@ -51,12 +54,31 @@ impl Dialer {
             allow_plain: !url.is_tls(),
             ..Dial::new(String::new(), tls)
         };
-        let controller = Dial { url: url.to_string(), max_message: MAX_CONTROL_MESSAGE, ..base(tls(pin)?) };
-        let mut relay = base(tls(None)?);
-        if !config.relay.allow_local_addresses {
-            relay.address_filter = Some(Arc::new(is_global_enough));
-        }
-        Ok(Self { controller, relay, origin: url.origin() })
+        let protected = Arc::new(watch::Sender::new(BTreeSet::new()));
+        let note = |filter: fn(IpAddr) -> bool| -> AddressFilter {
+            let protected = Arc::clone(&protected);
+            Arc::new(move |address| {
+                let accepted = filter(address);
+                if accepted {
+                    protected.send_if_modified(|all| all.insert(address));
+                }
+                accepted
+            })
+        };
+        let controller = Dial {
+            url: url.to_string(),
+            max_message: MAX_CONTROL_MESSAGE,
+            address_filter: Some(note(|_| true)),
+            ..base(tls(pin)?)
+        };
+        let filter = if config.relay.allow_local_addresses { |_| true } else { is_global_enough };
+        let relay = Dial { address_filter: Some(note(filter)), ..base(tls(None)?) };
+        Ok(Self { controller, relay, origin: url.origin(), protected })
+    }
+
+    /// Addresses that were dialled, as they become known.
+    pub(super) fn protected(&self) -> Arc<watch::Sender<BTreeSet<IpAddr>>> {
+        Arc::clone(&self.protected)
     }
 
     async fn dial(&self, target: &Target) -> Result<WebSocket, DialError> {

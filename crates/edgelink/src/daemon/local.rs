@@ -4,7 +4,7 @@ use super::{Daemon, now, tunnel::Tunnel};
 use anyhow::{Context as _, Result, bail};
 use edgelink_api::local::{
     DaemonState, LocalError, LocalErrorKind, LocalRequest, LocalResponse, MAX_REQUEST_LINE, NetworkChoice, PingDone,
-    PingReply, PingRequest, Status, UpRequest, from_line, to_line,
+    PingReply, PingRequest, RoutesRequest, Status, UpRequest, from_line, to_line,
 };
 use edgelink_model::NodeId;
 use edgelink_os::peer_cred::{PeerCred, group_id};
@@ -94,6 +94,7 @@ async fn answer(daemon: &Rc<Daemon>, request: LocalRequest) -> Result<LocalRespo
     match request {
         LocalRequest::Status(choice) => Ok(LocalResponse::Status(Box::new(status_of(daemon, &choice)?))),
         LocalRequest::Peers(choice) => Ok(LocalResponse::Peers { peers: status_of(daemon, &choice)?.peers }),
+        LocalRequest::Routes(request) => routes(daemon, &request),
         LocalRequest::Up(request) => up(daemon, request).await,
         LocalRequest::Down => {
             let this = Rc::clone(daemon);
@@ -104,6 +105,19 @@ async fn answer(daemon: &Rc<Daemon>, request: LocalRequest) -> Result<LocalRespo
         LocalRequest::Paths { target } => paths(daemon, &target),
         LocalRequest::Ping(_) => Err(LocalError::new(LocalErrorKind::Failed, "ping is answered elsewhere")),
     }
+}
+
+fn routes(daemon: &Daemon, request: &RoutesRequest) -> Result<LocalResponse, LocalError> {
+    let status = status_of(daemon, &NetworkChoice { network: request.network.clone() })?;
+    let why = match (request.why, daemon.tunnel()) {
+        (Some(address), Some(tunnel)) => Some(tunnel.node.borrow().explain_route(address)),
+        (Some(_), None) => {
+            let text = "the daemon is down; `edgelink up` connects it";
+            return Err(LocalError::new(LocalErrorKind::Unreachable, text));
+        }
+        (None, _) => None,
+    };
+    Ok(LocalResponse::Routes { routes: status.routes, why })
 }
 
 fn status_of(daemon: &Daemon, choice: &NetworkChoice) -> Result<Status, LocalError> {

@@ -1,7 +1,10 @@
 //! The daemon: configuration and profile in, one joined network out, commands answered on the local socket.
 
+mod health;
+mod kernel;
 mod links;
 mod local;
+mod settings;
 mod state;
 mod tun_writer;
 mod tunnel;
@@ -35,7 +38,10 @@ const CONTROL_PATH: &str = "/ws/control";
 
 /// The daemon's state, for everything on its one thread.
 pub(crate) struct Daemon {
-    config: ClientConfig,
+    /// As the file says now; replaced by [`Daemon::reload`].
+    config: RefCell<Rc<ClientConfig>>,
+    /// The file, and the command line's word on the state directory.
+    source: (Option<PathBuf>, Option<PathBuf>),
     env: Env,
     state: Arc<StateDir>,
     profile: RefCell<Profile>,
@@ -48,21 +54,33 @@ pub(crate) struct Daemon {
 
 /// `edgelink run`: returns when told to end.
 pub(crate) fn run(args: RunArgs, socket: PathBuf, env: Env) -> Result<()> {
-    let mut config: ClientConfig = edgelink_config::load(args.config.as_deref(), &env)?;
+    let source = (args.config, args.state_dir);
+    let config = read_config(&source, &env)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    LocalSet::new().block_on(&runtime, serve(config, source, socket, env))
+}
+
+fn read_config((file, state_dir): &(Option<PathBuf>, Option<PathBuf>), env: &Env) -> Result<ClientConfig> {
+    let mut config: ClientConfig = edgelink_config::load(file.as_deref(), env)?;
     for warning in config.validate()? {
         tracing::warn!("{warning}");
     }
-    if let Some(dir) = args.state_dir {
-        config.state_dir = Some(dir);
+    if let Some(dir) = state_dir {
+        config.state_dir = Some(dir.clone());
     }
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    LocalSet::new().block_on(&runtime, serve(config, socket, env))
+    Ok(config)
 }
 
-async fn serve(config: ClientConfig, socket: PathBuf, env: Env) -> Result<()> {
+async fn serve(
+    config: ClientConfig,
+    source: (Option<PathBuf>, Option<PathBuf>),
+    socket: PathBuf,
+    env: Env,
+) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     if !privileges::has_net_admin() {
         bail!(
             "not allowed to create the TUN interface: run as root or grant CAP_NET_ADMIN \
@@ -76,7 +94,8 @@ async fn serve(config: ClientConfig, socket: PathBuf, env: Env) -> Result<()> {
     tracing::info!(machine = machine.fingerprint(), "edgelink {}", env!("CARGO_PKG_VERSION"));
     let profile = RefCell::new(state.profile()?);
     let daemon = Rc::new(Daemon {
-        config,
+        config: RefCell::new(Rc::new(config)),
+        source,
         env,
         state: Arc::new(state),
         profile,
@@ -84,6 +103,7 @@ async fn serve(config: ClientConfig, socket: PathBuf, env: Env) -> Result<()> {
         started: Notify::new(),
         switching: Mutex::new(()),
     });
+    kernel::clean_up(daemon.state.path()).await;
     let listener = local::bind(&socket)?;
     if let Err(error) = privileges::drop_to_net_admin() {
         tracing::warn!(%error, "privileges kept");
@@ -96,11 +116,17 @@ async fn serve(config: ClientConfig, socket: PathBuf, env: Env) -> Result<()> {
         tracing::info!("no network to join yet: edgelink up wss://CONTROLLER --key AUTHKEY");
     }
     tokio::task::spawn_local(announce_ready(Rc::clone(&daemon)));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    // Commands are answered; the network may be joined later, by `edgelink up`.
+    edgelink_os::notify::ready();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => daemon.reload().await,
+        }
     }
     tracing::info!("ending");
+    edgelink_os::notify::stopping();
     daemon.stop().await;
     if let Err(error) = std::fs::remove_file(&socket) {
         tracing::debug!(%error, "the local socket is gone already");
@@ -153,12 +179,61 @@ impl Daemon {
         }
     }
 
+    fn config(&self) -> Rc<ClientConfig> {
+        Rc::clone(&self.config.borrow())
+    }
+
+    /// SIGHUP: takes over the configuration file as it is now. Routes and gateways change while the network is joined;
+    /// for anything else the network is left and joined again. A file that is not understood changes nothing.
+    async fn reload(&self) {
+        let _alone = self.switching.lock().await;
+        let new = match read_config(&self.source, &self.env) {
+            Ok(new) => new,
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "the configuration is not taken over");
+                return;
+            }
+        };
+        let old = self.config();
+        if (&new.state_dir, &new.key_file) != (&old.state_dir, &old.key_file) {
+            tracing::warn!("state_dir and key_file change with a restart of the daemon only");
+        }
+        let new = ClientConfig { state_dir: old.state_dir.clone(), key_file: old.key_file.clone(), ..new };
+        if new == *old {
+            tracing::info!("the configuration is the same as before");
+            return;
+        }
+        let routes = settings::routes(&new);
+        let only_routes = ClientConfig {
+            advertise_routes: new.advertise_routes.clone(),
+            accept_routes: new.accept_routes,
+            routes: new.routes.clone(),
+            gateway_mode: new.gateway_mode.clone(),
+            ..(*old).clone()
+        } == new;
+        *self.config.borrow_mut() = Rc::new(new);
+        match self.tunnel() {
+            Some(tunnel) if only_routes => {
+                tunnel.set_routes(&routes).await;
+                tracing::info!("took over the configuration");
+            }
+            _ if !self.wants_up() => tracing::info!("took over the configuration"),
+            _ => {
+                tracing::info!("took over the configuration; joining the network again");
+                self.stop().await;
+                if let Err(error) = self.start().await {
+                    tracing::error!(error = format!("{error:#}"), "the network could not be joined again");
+                }
+            }
+        }
+    }
+
     /// Joins: with what was given, or as the last time.
     pub(crate) async fn up(&self, request: UpRequest) -> Result<(), LocalError> {
         let _alone = self.switching.lock().await;
         let usage = |text: String| LocalError::new(LocalErrorKind::Usage, text);
         if let Some(url) = &request.controller {
-            if self.config.controller.is_some() {
+            if self.config().controller.is_some() {
                 return Err(usage("the configuration file names the controller; change it there".to_owned()));
             }
             url.parse::<WsUrl>().map_err(|e| usage(format!("{url:?} is no controller URL: {e}")))?;
@@ -174,7 +249,7 @@ impl Daemon {
             hostname: request.hostname.or_else(|| old.hostname.clone()),
             down: false,
         };
-        if new.controller.is_none() && self.config.controller.is_none() {
+        if new.controller.is_none() && self.config().controller.is_none() {
             return Err(usage("which controller? edgelink up wss://HOST[:PORT] --key AUTHKEY".to_owned()));
         }
         let changed = new != old;
@@ -200,20 +275,21 @@ impl Daemon {
 
     fn wants_up(&self) -> bool {
         let profile = self.profile.borrow();
-        self.config.controller.is_some() || (profile.controller.is_some() && !profile.down)
+        self.config().controller.is_some() || (profile.controller.is_some() && !profile.down)
     }
 
     async fn start(&self) -> Result<()> {
+        let config = self.config();
         let profile = self.profile.borrow().clone();
-        let url = match (&self.config.controller, &profile.controller) {
+        let url = match (&config.controller, &profile.controller) {
             (Some(url), _) => url.clone(),
             (None, Some(text)) => text.parse().map_err(|why| anyhow!("{text:?} is no controller URL: {why}"))?,
             (None, None) => bail!("no controller is configured"),
         };
         let url = url.or_path(CONTROL_PATH);
-        let dialer = links::Dialer::new(&self.config, profile.pin.as_deref(), &url, &self.env)?;
+        let dialer = links::Dialer::new(&config, profile.pin.as_deref(), &url, &self.env)?;
         // Before anything is joined: without a TUN there is no point, and its offloads decide our capabilities.
-        let tun = tunnel::open_tun(self.config.tun.name.as_str(), self.config.tun.mtu.into())?;
+        let tun = tunnel::open_tun(config.tun.name.as_str(), config.tun.mtu.into())?;
         let node = NodeConfig {
             controller_host: url.host().trim_matches(['[', ']']).to_ascii_lowercase(),
             auth_key: self.auth_key(&profile)?,
@@ -223,19 +299,20 @@ impl Daemon {
                 arch: host::arch().to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },
-            trust: links::trust(&self.config.trust)?,
+            trust: links::trust(&config.trust)?,
             psk: None,
             capabilities: self.capabilities(&tun),
-            paths: PathSettings { latency_report: self.config.relay.latency_report_interval_seconds.duration() },
+            paths: PathSettings { latency_report: config.relay.latency_report_interval_seconds.duration() },
             p2p: P2pConfig {
-                enabled: self.config.p2p.enabled,
-                keepalive: self.config.p2p.keepalive_interval_seconds.duration(),
-                mtu: self.config.tun.mtu,
+                enabled: config.p2p.enabled,
+                keepalive: config.p2p.keepalive_interval_seconds.duration(),
+                mtu: config.tun.mtu,
                 ..P2pConfig::default()
             },
         };
-        let config = TunnelConfig { node, controller: url.to_string(), dialer, tun };
-        let tunnel = Tunnel::start(config, self.state.machine_key()?, Arc::clone(&self.state))?;
+        let routes = settings::routes(&config);
+        let tunnel = TunnelConfig { node, controller: url.to_string(), dialer, tun, routes };
+        let tunnel = Tunnel::start(tunnel, self.state.machine_key()?, Arc::clone(&self.state))?;
         *self.tunnel.borrow_mut() = Some(tunnel);
         self.started.notify_one();
         Ok(())
@@ -257,17 +334,18 @@ impl Daemon {
 
     fn hostname(&self) -> String {
         let given = self.profile.borrow().hostname.clone();
-        given.or_else(|| self.config.hostname.clone()).unwrap_or_else(host::hostname)
+        given.or_else(|| self.config().hostname.clone()).unwrap_or_else(host::hostname)
     }
 
     fn auth_key(&self, profile: &Profile) -> Result<Option<Zeroizing<String>>> {
         if let Some(key) = &profile.auth_key {
             return Ok(Some(Zeroizing::new(key.clone())));
         }
-        if let Some(key) = &self.config.auth_key {
+        if let Some(key) = &self.config().auth_key {
             return Ok(Some(Zeroizing::new(key.expose().to_owned())));
         }
-        let Some(path) = &self.config.auth_key_file else { return Ok(None) };
+        let config = self.config();
+        let Some(path) = &config.auth_key_file else { return Ok(None) };
         let text = edgelink_os::files::read_private(path)?;
         Ok(Some(Zeroizing::new(text.trim().to_owned())))
     }

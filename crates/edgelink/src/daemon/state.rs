@@ -85,6 +85,10 @@ impl StateDir {
         })
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The machine key, made at the first start. The only identity this host has: losing it means enrolling anew.
     pub(crate) fn machine_key(&self) -> Result<MachineKey> {
         match files::read_private(&self.key_file) {

@@ -3,22 +3,24 @@
 //! Everything here runs on one thread ([`tokio::task::LocalSet`]), so the core needs no lock and a packet crosses no
 //! channel: the TUN task seals straight into a link's batch, a link's reader opens in place and writes to the TUN.
 
+use super::kernel::{GatewaySettings, Kernel};
 use super::state::StateDir;
 use super::tun_writer::TunWriter;
 use super::udp::{self, UdpHandle};
-use super::{links, now, os_rng};
-use anyhow::{Context as _, Result};
+use super::{health, links, now, os_rng};
+use anyhow::Result;
 use edgelink_api::local::Status;
 use edgelink_auth::MachineKey;
 use edgelink_model::Now;
 use edgelink_node::{
-    Drop as DropReason, Event, Interface, LinkId, Node, NodeConfig, PersistedState, PingId, SocketId, Target,
+    Drop as DropReason, Event, Interface, LinkId, Node, NodeConfig, PersistedState, PingId, RoutingConfig, SocketId,
+    Target,
 };
-use edgelink_os::net::Netlink;
 use edgelink_os::tun::{READ_BUFFER_LEN, Tun, TunConfig};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,6 +41,16 @@ pub(crate) struct TunnelConfig {
     pub(crate) controller: String,
     pub(crate) dialer: links::Dialer,
     pub(crate) tun: Rc<Tun>,
+    pub(crate) routes: RouteSettings,
+}
+
+/// What the configuration says of routes and gateways; may change while the network is joined.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RouteSettings {
+    pub(crate) routing: RoutingConfig,
+    pub(crate) gateway: Option<GatewaySettings>,
+    /// `gateway_mode.health_target`.
+    pub(crate) health_target: Option<SocketAddr>,
 }
 
 /// What is known of the tunnel from outside.
@@ -73,6 +85,13 @@ pub(crate) struct Tunnel {
     /// Some link has taken messages: the TUN may be read again.
     pub(super) drained: Notify,
     interface: watch::Sender<Option<Interface>>,
+    /// Addresses that never go into the tunnel: whatever was dialled.
+    protected: Arc<watch::Sender<BTreeSet<IpAddr>>>,
+    kernel: tokio::sync::Mutex<Kernel>,
+    /// What the kernel would not do, for `status`.
+    problems: RefCell<Vec<String>>,
+    /// Looks at the health target.
+    health: RefCell<Option<AbortHandle>>,
     progress: watch::Sender<Progress>,
     first_config: Cell<bool>,
     pings: RefCell<HashMap<PingId, PingWaiter>>,
@@ -92,10 +111,13 @@ impl Tunnel {
     /// Opens what the network needs and starts to join. Must be called on a `LocalSet`.
     pub(crate) fn start(config: TunnelConfig, machine: MachineKey, state: Arc<StateDir>) -> Result<Rc<Self>> {
         let persisted = state.node_state(&config.controller)?;
-        let node = Node::new(config.node, machine, persisted, now(), &mut os_rng());
+        let mut node = Node::new(config.node, machine, persisted, now(), &mut os_rng());
+        node.set_routing(config.routes.routing.clone(), now());
+        let kernel = Kernel::new(Rc::clone(&config.tun), config.routes.gateway.clone(), state.path());
         let this = Rc::new(Self {
             node: RefCell::new(node),
             controller: config.controller,
+            protected: config.dialer.protected(),
             dialer: config.dialer,
             tun_writer: TunWriter::new(Rc::clone(&config.tun)),
             tun: config.tun,
@@ -109,6 +131,9 @@ impl Tunnel {
             rearm: Notify::new(),
             drained: Notify::new(),
             interface: watch::Sender::new(None),
+            kernel: tokio::sync::Mutex::new(kernel),
+            problems: RefCell::default(),
+            health: RefCell::default(),
             progress: watch::Sender::new(Progress::default()),
             first_config: Cell::new(false),
             pings: RefCell::default(),
@@ -122,6 +147,7 @@ impl Tunnel {
         tasks.spawn_local(udp::watch_addresses(Rc::clone(&this)));
         // Links join the set later, so it must be in place before the first event is handled.
         *this.tasks.borrow_mut() = tasks;
+        this.watch_health(&config.routes);
         this.pump();
         Ok(this)
     }
@@ -135,16 +161,35 @@ impl Tunnel {
         if let Some((number, state)) = self.unsaved.take() {
             log_saved(self.state.save_node_state(&self.controller, number, &state));
         }
-        let netlink = Netlink::open();
-        if let Ok(netlink) = netlink
-            && let Err(error) = netlink.set_addresses(self.tun.index(), &[]).await
-        {
-            tracing::debug!(%error, "addresses not removed; they vanish with the interface");
+        self.kernel.lock().await.clear().await;
+    }
+
+    /// What the configuration says of routes and gateways from now on.
+    pub(crate) async fn set_routes(self: &Rc<Self>, settings: &RouteSettings) {
+        self.kernel.lock().await.set_gateway(settings.gateway.clone());
+        self.feed(|node, now| {
+            node.set_dead_routes(BTreeSet::new());
+            node.set_routing(settings.routing.clone(), now);
+        });
+        self.watch_health(settings);
+        // The same wish again, for a gateway that serves the same subnets otherwise.
+        self.interface.send_modify(|_| {});
+    }
+
+    fn watch_health(self: &Rc<Self>, settings: &RouteSettings) {
+        if let Some(former) = self.health.borrow_mut().take() {
+            former.abort();
         }
+        let Some(target) = settings.health_target else { return };
+        let subnets = settings.routing.advertise.iter().map(|route| route.cidr).collect();
+        let task = health::watch(Rc::clone(self), target, subnets);
+        *self.health.borrow_mut() = Some(self.tasks.borrow_mut().spawn_local(task));
     }
 
     pub(crate) fn status(&self) -> Status {
-        self.node.borrow().status(&self.controller, now())
+        let mut status = self.node.borrow().status(&self.controller, now());
+        status.health.extend(self.problems.borrow().iter().cloned());
+        status
     }
 
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
@@ -342,6 +387,7 @@ impl Tunnel {
     /// Applies the wanted addresses to the interface, the newest wish only.
     async fn run_interface(self: Rc<Self>) {
         let mut wishes = self.interface.subscribe();
+        let mut protected = self.protected.subscribe();
         // A restored configuration has expressed its wish before this task began.
         wishes.mark_changed();
         let mut failed = false;
@@ -356,11 +402,13 @@ impl Tunnel {
             };
             tokio::select! {
                 changed = wishes.changed() => if changed.is_err() { return },
+                changed = protected.changed() => if changed.is_err() { return },
                 () = again => {}
             }
             let wish = wishes.borrow_and_update().clone();
             let Some(interface) = wish else { continue };
-            let outcome = self.configure(&interface).await;
+            let around = protected.borrow_and_update().clone();
+            let outcome = self.configure(&interface, &around).await;
             failed = outcome.is_err();
             match outcome {
                 Ok(()) => {
@@ -372,14 +420,12 @@ impl Tunnel {
         }
     }
 
-    async fn configure(&self, interface: &Interface) -> Result<()> {
-        let netlink = Netlink::open().context("cannot talk to the kernel's routing tables")?;
-        if interface.addresses.is_empty() {
-            netlink.set_addresses(self.tun.index(), &[]).await?;
-        } else {
-            netlink.configure_tun(&self.tun, &interface.addresses).await?;
-        }
-        tracing::info!(interface = self.tun.name(), "interface configured");
+    async fn configure(&self, interface: &Interface, protected: &BTreeSet<IpAddr>) -> Result<()> {
+        let mut kernel = self.kernel.lock().await;
+        let outcome = kernel.apply(interface, protected).await;
+        *self.problems.borrow_mut() = kernel.problems().to_vec();
+        outcome?;
+        tracing::info!(interface = self.tun.name(), routes = interface.routes.len(), "interface configured");
         tracing::debug!(addresses = ?interface.addresses);
         Ok(())
     }

@@ -86,6 +86,10 @@ fn bind_udp(port: u16) -> Result<(Socket, bool)> {
             socket.set_only_v6(false)?;
         }
         socket.set_nonblocking(true)?;
+        // A default route through the tunnel is not for the tunnel's own packets.
+        if let Err(error) = socket.set_mark(edgelink_os::policy::MARK) {
+            tracing::debug!(%error, "the UDP socket has no mark; direct paths will not work beside an exit node");
+        }
         socket.bind(&SocketAddr::new(address, port).into())?;
         Ok(socket)
     };
