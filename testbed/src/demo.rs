@@ -1,5 +1,5 @@
 //! `make demo`: a controller and two nodes on networks that let nothing but TCP to one port through, joined by the
-//! command that the controller prints.
+//! command that the controller prints. In the second act a site joins behind two gateways.
 //!
 //! Nothing is written outside the lab's directory, and the lab takes everything away at the end: normal, failed,
 //! interrupted or killed.
@@ -9,10 +9,12 @@ use std::{
     io::{ErrorKind, Write},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    process::Command,
     sync::atomic::{AtomicI32, Ordering},
     time::{Duration, Instant},
 };
 
+use crate::demo_site::{CIDR, Site};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use edgelink_testbed::{Host, HostCommand, Isolation, Lab, Process, Tool, tools, topology::TcpOnly, wait};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -55,8 +57,8 @@ fn show(binaries: &Path) -> Result<()> {
 
     heading("The network")?;
     let lab = Lab::with_tools(&Tool::ALL)?;
-    let net = TcpOnly::new(&lab, PORT, &["alice", "bob"])?;
-    let [alice, bob] = net.nodes.as_slice() else { bail!("two nodes were asked for") };
+    let net = TcpOnly::new(&lab, PORT, &["alice", "bob", "gate1", "gate2"])?;
+    let [alice, bob, gates @ ..] = net.nodes.as_slice() else { bail!("four nodes were asked for") };
     let how = match lab.isolation() {
         Isolation::Root => "network namespaces, as root",
         Isolation::UserNamespace => "network namespaces inside a user namespace: no root needed",
@@ -76,7 +78,7 @@ fn show(binaries: &Path) -> Result<()> {
 
     heading("The controller, with nothing configured")?;
     let mut world = World { lab: &lab, binaries: &binaries, processes: Vec::new() };
-    if let Err(error) = world.show(&net, alice, bob) {
+    if let Err(error) = world.show(&net, alice, bob, gates) {
         if check_signals().is_ok() {
             world.tell_logs();
         }
@@ -93,6 +95,7 @@ fn show(binaries: &Path) -> Result<()> {
 struct Binaries {
     controller: PathBuf,
     client: PathBuf,
+    ctl: PathBuf,
 }
 
 impl Binaries {
@@ -104,7 +107,7 @@ impl Binaries {
             ensure!(path.is_file(), "{} is missing; build it first: make build", path.display());
             Ok(path)
         };
-        Ok(Self { controller: find("edgelink-controller")?, client: find("edgelink")? })
+        Ok(Self { controller: find("edgelink-controller")?, client: find("edgelink")?, ctl: find("edgelink-ctl")? })
     }
 }
 
@@ -117,7 +120,7 @@ struct World<'a> {
 }
 
 impl World<'_> {
-    fn show(&mut self, net: &TcpOnly, alice: &Host, bob: &Host) -> Result<()> {
+    fn show(&mut self, net: &TcpOnly, alice: &Host, bob: &Host, gates: &[Host]) -> Result<()> {
         let join = self.start_controller(&net.relay)?;
 
         heading("Two nodes join with that command")?;
@@ -142,9 +145,73 @@ impl World<'_> {
         self.throughput(alice, bob, from, to, false)?;
         self.throughput(alice, bob, from, to, true)?;
 
+        let survivor = self.second_act(&join, alice, gates)?;
+
         heading("The end")?;
-        self.end(&[alice, bob])?;
+        self.end(&[alice, bob, survivor])?;
         text(&format!("The router dropped {} packets; the tunnel needed none of them.", net.router.dropped()?))
+    }
+
+    /// A site behind two gateways, one of which is killed while a download runs; returns the other one.
+    fn second_act<'h>(&mut self, join: &[String], alice: &Host, gates: &'h [Host]) -> Result<&'h Host> {
+        heading(&format!("Second act: a site ({CIDR}) behind two gateways"))?;
+        let [first, second] = gates else { bail!("two gateways were asked for") };
+        let site = Site::new(self.lab, &[first, second])?;
+        site.serve()?;
+        for (gate, priority) in [(first, 200), (second, 100)] {
+            let config = Site::gateway(priority);
+            text(&format!("{}: client.json  {config}", gate.name()))?;
+            std::fs::write(self.config(gate), config)?;
+            self.join(gate, join)?;
+        }
+        text("\nThe routes wait for an administrator:\n$ edgelink-ctl route enable …")?;
+        self.approve()?;
+        until("alice: both routes", || match self.status(alice) {
+            Ok(status) => (routes(&status) == 2).then_some(Ok(())),
+            Err(error) => Some(Err(error)),
+        })??;
+        heading("alice: edgelink routes")?;
+        text(&run_to_end(self.client(alice, &["routes"]))?)?;
+
+        heading("alice downloads from a host behind them; gate1 is killed (kill -9) on the way")?;
+        let at = self.processes.iter().position(|process| process.name().starts_with(first.name()));
+        let victim = self.processes.remove(at.context("no process of gate1")?);
+        let done = site.download(alice, || victim.kill().map(drop))?;
+        text(&format!(
+            "through {}; all bytes right after {:.1} s, the longest time without a byte was {:.1} s ({} resumption{}).",
+            done.gateways.join(", then "),
+            done.took.as_secs_f64(),
+            done.longest_gap.as_secs_f64(),
+            done.resumed,
+            if done.resumed == 1 { "" } else { "s" },
+        ))?;
+        ensure!(done.gateways.last().map(String::as_str) == Some("192.168.77.2"), "the second gateway never took over");
+        Ok(second)
+    }
+
+    /// Enables every route that waits.
+    fn approve(&self) -> Result<()> {
+        let database = self.lab.dir().join("controller").join("mesh.db");
+        let ctl = |arguments: &[&str]| {
+            let command = Command::new(&self.binaries.ctl).arg("--db").arg(&database).args(arguments).output()?;
+            let answer = String::from_utf8_lossy(&command.stdout).into_owned();
+            ensure!(command.status.success(), "edgelink-ctl: {}", String::from_utf8_lossy(&command.stderr));
+            Ok(answer)
+        };
+        let list = || -> Result<Vec<Value>> { Ok(serde_json::from_str(&ctl(&["route", "list", "--json"])?)?) };
+        let waiting = until("the announced routes", || match list() {
+            Ok(list) => (list.len() == 2).then_some(Ok(list)),
+            Err(error) => Some(Err(error)),
+        })??;
+        for route in waiting {
+            let id = route.get("id").and_then(Value::as_u64).context("a route without id")?;
+            ctl(&["route", "enable", &id.to_string()])?;
+        }
+        Ok(())
+    }
+
+    fn config(&self, node: &Host) -> PathBuf {
+        self.lab.dir().join(format!("{}.json", node.name()))
     }
 
     /// Starts the controller on its embedded defaults and returns the words of the command that it prints.
@@ -173,7 +240,11 @@ impl World<'_> {
     /// Starts a node's daemon and joins it.
     fn join(&mut self, node: &Host, join: &[String]) -> Result<()> {
         let state = self.lab.dir().join(node.name());
-        let daemon = self.client(node, &["run", "--state-dir"]).arg(state).spawn_logged()?;
+        let mut daemon = self.client(node, &["run", "--state-dir"]).arg(state);
+        if self.config(node).exists() {
+            daemon = daemon.arg("--config").arg(self.config(node));
+        }
+        let daemon = daemon.spawn_logged()?;
         let began = Instant::now();
         let socket = self.socket(node);
         until(&format!("{}: the daemon's socket", node.name()), || match daemon.has_ended() {
@@ -308,6 +379,12 @@ fn prove_udp_is_blocked(net: &TcpOnly, node: &Host) -> Result<()> {
     ensure!(dropped >= sent as u64, "the router dropped {dropped} of {sent} UDP packets");
     let ports = UDP_PROBES.map(|port| port.to_string()).join(", ");
     text(&format!("Proof: {sent} UDP datagrams to ports {ports}: none arrived, the router dropped {dropped}."))
+}
+
+/// How many routes are installed.
+fn routes(status: &Value) -> usize {
+    let routes = status.get("routes").and_then(Value::as_array);
+    routes.map_or(0, |routes| routes.iter().filter(|route| route.get("skipped").is_some_and(Value::is_null)).count())
 }
 
 /// Whether a status shows the one other node online and a path to it.

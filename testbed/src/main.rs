@@ -3,6 +3,7 @@
 
 mod bad_network;
 mod demo;
+mod demo_site;
 mod units;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};

@@ -209,10 +209,10 @@ impl Net {
         Ok(())
     }
 
-    /// The lab, for more hosts and links.
-    #[must_use]
-    pub fn testbed(&self) -> &Lab {
-        &self.lab
+    /// One more node, on a host that the caller made; nothing runs on it yet.
+    pub fn add_node(&mut self, host: Host) -> usize {
+        self.nodes.push(Node::new(host, self.lab.dir()));
+        self.nodes.len() - 1
     }
 
     /// `edgelink-ctl` beside the running controller, on its database.

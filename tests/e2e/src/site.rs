@@ -43,7 +43,7 @@ impl Site {
     ///
     /// As [`edgelink_testbed::Lab::switch`] and the like.
     pub fn new(net: &Net, gateways: &[usize]) -> Result<Self> {
-        let lab = net.testbed();
+        let lab = net.lab_ref();
         let lan = lab.switch("lan")?;
         let server = lab.host("server")?;
         lan.plug(port(&server, "eth0", "192.168.77.10/24").and("fd77::10/64"))?;
