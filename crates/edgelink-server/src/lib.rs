@@ -164,6 +164,7 @@ async fn serve(config: ServerConfig, env: Env) -> Result<()> {
     // Whoever started us may have closed the pipe; serving matters more.
     let ready = |place: String| {
         let _ = std::io::stdout().write_all(format!("ready server {id} ({name}) on {place}\n").as_bytes());
+        edgelink_os::notify::ready();
     };
     match listener {
         Some(listener) => {

@@ -205,6 +205,9 @@ pub struct CreateAuthKey {
     /// Its nodes need no administrator.
     #[serde(default)]
     pub preauthorized: bool,
+    /// Routes that its nodes announce need no administrator either.
+    #[serde(default)]
+    pub approve_routes: bool,
     /// Its life in seconds, at most 3650 days; `null`: it never ends. Left out: 24 hours.
     #[serde(default = "day")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 315360000, default = 86400))]

@@ -119,7 +119,7 @@ pub(super) async fn create_auth_key(
         return Err(Failure::malformed(format!("expires_in is 1 to {MAX_KEY_LIFETIME} seconds, or null")));
     }
     let key = auth_key::generate(&mut os_rng());
-    let rest::CreateAuthKey { network_id, reusable, preauthorized, .. } = wanted;
+    let rest::CreateAuthKey { network_id, reusable, preauthorized, approve_routes, .. } = wanted;
     let record = session
         .store
         .create_auth_key(NewAuthKey {
@@ -127,6 +127,7 @@ pub(super) async fn create_auth_key(
             network_id: NetworkId(network_id),
             reusable,
             preauthorized,
+            approve_routes,
             expires_at: lifetime.map(|seconds| crate::now().unix_ms.saturating_add(seconds * 1000)),
         })
         .await?;
