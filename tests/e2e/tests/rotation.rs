@@ -1,4 +1,5 @@
 //! Node keys rotate every ten seconds under traffic, and nobody notices (specification §3.3).
+#![allow(clippy::disallowed_methods, reason = "the tests work on the real clock")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::{
