@@ -822,11 +822,11 @@ fn announced_routes_are_asked_into_the_database_and_reach_the_others_when_enable
     world.apply(21, Change::Routes(NodeId(1), vec![record]));
     world.advance(Duration::from_millis(50));
     let told = |events: Vec<Seen>| {
-        let updates = events.into_iter().filter_map(|event| match event {
+        let mut updates = events.into_iter().filter_map(|event| match event {
             Seen::Sent(to, ControlMessage::ConfigUpdate(update)) if to == peer => Some(update),
             _ => None,
         });
-        updates.last().unwrap_or_else(|| panic!("the peer is told"))
+        updates.next_back().unwrap_or_else(|| panic!("the peer is told"))
     };
     let update = told(world.events());
     assert!(update.version > update.from_version);
