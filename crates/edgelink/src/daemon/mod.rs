@@ -320,7 +320,7 @@ impl Daemon {
 
     /// What this node announces that it understands.
     fn capabilities(&self, tun: &edgelink_os::tun::Tun) -> u32 {
-        let aes = self.config.session_cipher == SessionCipher::Auto && host::has_aes_gcm();
+        let aes = self.config().session_cipher == SessionCipher::Auto && host::has_aes_gcm();
         let super_packets = if tun.offload() { capabilities::SUPER_PACKETS } else { 0 };
         super_packets | if aes { capabilities::AES_256_GCM } else { 0 }
     }
