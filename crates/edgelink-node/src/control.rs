@@ -18,6 +18,8 @@ const HANDSHAKE: Duration = Duration::from_secs(20);
 pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// Tokens that a relay refuses are renewed at most this often.
 const RENEW_INTERVAL: Duration = Duration::from_secs(10);
+/// Clocks that differ by less after a while are read at different moments, and not set.
+const CLOCK_STEP_MS: u64 = 5_000;
 /// A connection that has been silent for this long is dead.
 pub(crate) const SILENCE: Duration = Duration::from_secs(45);
 
@@ -334,6 +336,28 @@ impl Node {
         if let (Some(link), true) = (self.control_link(), due) {
             self.control.renewed_at = Some(now.mono);
             self.drop_control(link, "a relay refuses our token; authenticating anew", now, rng);
+        }
+    }
+
+    /// Between two looks both clocks go on alike, unless the wall clock is set, or the host is suspended, whose monotonic
+    /// clock then stands still. Back it is only ever set: the controller's clock is so much farther ahead. Forward it may
+    /// be either, and the controller tells which, at the next authentication.
+    pub(crate) fn look_at_clocks(&mut self, now: Now, rng: &mut impl rand_core::Rng) {
+        let passed = now.mono.saturating_duration_since(self.clocks.mono);
+        let expected = self.clocks.unix_ms.saturating_add(u64::try_from(passed.as_millis()).unwrap_or(u64::MAX));
+        self.clocks = now;
+        let back = expected.saturating_sub(now.unix_ms);
+        if expected.abs_diff(now.unix_ms) < CLOCK_STEP_MS {
+            return;
+        }
+        tracing::info!(
+            ms = expected.abs_diff(now.unix_ms),
+            back = back > 0,
+            "the clock was set, or the host has slept"
+        );
+        self.clock_offset_ms = self.clock_offset_ms.saturating_add_unsigned(back);
+        if let Some(link) = self.control.link {
+            self.drop_control(link, "the clock was set; asking the controller for its own", now, rng);
         }
     }
 

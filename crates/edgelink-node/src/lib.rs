@@ -187,6 +187,8 @@ pub struct Node {
     machine: MachineKey,
     /// Controller's clock minus ours, ms; learnt at authentication.
     clock_offset_ms: i64,
+    /// What the clocks showed when we looked last.
+    clocks: Now,
     seq_floor: u64,
     pins: PinStore,
     identity: Option<Identity>,
@@ -230,6 +232,7 @@ impl Node {
         let mut this = Self {
             pins: PinStore::import(config.trust.clone(), persisted.pins),
             clock_offset_ms: persisted.clock_offset_ms,
+            clocks: now,
             seq_floor: persisted.seq_floor,
             direct: direct::Direct::new(&config.p2p),
             config,
@@ -275,6 +278,7 @@ impl Node {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now, rng: &mut impl rand_core::Rng) {
+        self.look_at_clocks(now, rng);
         if let Some(sessions) = &mut self.sessions {
             sessions.handle_timeout(now.mono);
             if sessions.rekey_due() {

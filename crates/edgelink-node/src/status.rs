@@ -7,7 +7,7 @@ use edgelink_api::local::{
     ControllerLink, DaemonState, Nat, NatBehaviour, NatName, Path, PathKind, Peer as PeerStatus, Relay, Status,
 };
 use edgelink_model::{NodeId, Now};
-use edgelink_path::{Behaviour, Standing};
+use edgelink_path::{Behaviour, Standing, View};
 use std::time::{Duration, Instant};
 
 /// A peer is talked with while packets went either way within this time.
@@ -110,7 +110,10 @@ impl Node {
             (Some(refused), _, _) => Some(refused.clone()),
             (None, Some(undeliverable), _) if !peer.online => Some(undeliverable.clone()),
             (None, _, false) => Some("it has not announced a key yet".to_owned()),
-            (None, _, true) if path.kind == PathKind::None => Some("no relay is connected".to_owned()),
+            (None, _, true) if path.kind == PathKind::None => {
+                let why = if self.relay_ways.is_empty() { "no relay is connected" } else { "no path answers" };
+                Some(why.to_owned())
+            }
             (None, _, true) => self.path_problem(peer, now).or_else(|| {
                 let direct = matches!(path.kind, PathKind::Lan | PathKind::P2p);
                 if direct { None } else { self.why_relayed(id, now) }
@@ -137,7 +140,10 @@ impl Node {
     }
 
     fn path(&self, peer: &Peer) -> Path {
-        self.path_view(peer).map(|view| crate::path_report::path_of(&view)).unwrap_or_default()
+        // A direct path that is dead and stays for want of another carries nothing.
+        let dead = |view: &View| view.standing == Standing::Dead && view.way.is_direct();
+        let view = self.path_view(peer).filter(|view| !dead(view));
+        view.map(|view| crate::path_report::path_of(&view)).unwrap_or_default()
     }
 
     fn nat_status(&self) -> Nat {

@@ -102,6 +102,37 @@ fn a_clock_that_was_wrong_at_the_start_heals_with_the_controllers_word() {
 }
 
 #[test]
+fn a_clock_that_is_set_while_the_network_runs_makes_no_false_statement() {
+    let hour = 3_600_000;
+    for (step_ms, controller) in [(-hour, false), (-hour, true), (hour, true), (90_000 * 1000, true)] {
+        let mut world = World::new(Setup::default());
+        let settings = Some(proto::Settings { node_key_rotate_secs: 60, ..Default::default() });
+        world.join(proto::Config { settings, ..config(10, vec![Peer::new().listed()]) });
+        world.lively = true;
+        let (link, before) = (world.control(), world_seq(&world));
+        world.skew_ms += step_ms;
+        if controller {
+            // Whether the clock was set or the host has slept, only the controller can tell.
+            let seen = world.redial_control();
+            assert!(seen.contains(&Seen::Closed(link)), "{seen:?}");
+            world.enter();
+            world.advance(Duration::from_secs(61));
+        } else {
+            // It is dialled, and does not answer until the next key is made.
+            world.closed(link, "reset");
+            world.redial_control();
+            world.advance(Duration::from_secs(61));
+            world.enter();
+        }
+        let announce = world.announced.clone().unwrap();
+        let statement = KeyStatement::parse(&announce.statement).unwrap();
+        let now = world.controller_ms() / 1000;
+        assert!(statement.seq > before, "a new key: {statement:?}");
+        assert!((now - 120..=now).contains(&statement.not_before), "{step_ms}: {statement:?} at {now}");
+    }
+}
+
+#[test]
 fn a_statement_that_ended_while_the_machine_slept_is_replaced() {
     let peer = Peer::new();
     let mut world = World::joined(&peer);
