@@ -43,6 +43,11 @@ impl World {
         }
     }
 
+    /// The period of key rotation, from the controller's next start on.
+    pub fn set_rotation(&mut self, secs: u32) {
+        self.config.rotate_secs = secs;
+    }
+
     /// Ends the controller's process and its relay; the kernel closes their connections.
     pub fn kill_server(&mut self) {
         self.kill_controller();

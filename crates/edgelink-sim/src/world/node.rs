@@ -203,10 +203,10 @@ impl World {
     }
 
     /// Sets a host's clock: from now on it is wrong by so many milliseconds.
-    pub fn set_clock_error(&mut self, index: NodeIndex, clock_error_ms: i64) {
-        if let Some(host) = self.nodes.get_mut(index.0) {
-            host.clock_error_ms = clock_error_ms;
-        }
+    /// Returns by how much that sets it forward.
+    pub fn set_clock_error(&mut self, index: NodeIndex, clock_error_ms: i64) -> i64 {
+        let Some(host) = self.nodes.get_mut(index.0) else { return 0 };
+        clock_error_ms - std::mem::replace(&mut host.clock_error_ms, clock_error_ms)
     }
 
     /// Whether the node's process runs (asleep or not).

@@ -148,11 +148,36 @@ impl World {
         }
     }
 
+    /// No datagram passes between these and those, until [`Self::reunite`].
+    pub fn set_apart(&mut self, one: &[NodeIndex], other: &[NodeIndex]) {
+        let hosts = |nodes: &[NodeIndex]| -> Vec<HostId> {
+            nodes.iter().filter_map(|node| self.udp_of(node.0)).map(|udp| udp.host).collect()
+        };
+        let (one, other) = (hosts(one), hosts(other));
+        self.net.block(&one, &other);
+    }
+
+    /// Datagrams pass between all nodes again.
+    pub fn reunite(&mut self) {
+        self.net.heal();
+    }
+
     /// How good a node's uplink is for datagrams.
     pub fn set_uplink(&mut self, index: NodeIndex, line: Line) {
         let loss = if line.loss > 0.0 { Loss::Independent(line.loss) } else { Loss::None };
         let rate = line.rate.map(|bytes| bytes * 8);
-        let profile = LinkProfile { delay: line.delay, jitter: line.jitter, loss, rate, ..LinkProfile::default() };
+        // What loses datagrams also doubles and reorders some.
+        let odd = line.loss / 2.0;
+        let profile = LinkProfile {
+            delay: line.delay,
+            jitter: line.jitter,
+            loss,
+            rate,
+            duplicate: odd,
+            reorder: odd,
+            reorder_delay: line.delay / 2,
+            ..LinkProfile::default()
+        };
         if let Some(udp) = self.udp_of(index.0) {
             let uplink = udp.lan.map_or(Uplink::Host(udp.host), Uplink::Router);
             self.net.set_links(uplink, profile);
