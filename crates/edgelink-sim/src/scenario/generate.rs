@@ -3,6 +3,7 @@
 use super::{MAX_STEPS, Quality, Scenario, Setup, Step, Transition};
 use crate::world::Site;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;

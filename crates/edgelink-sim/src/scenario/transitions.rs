@@ -1,9 +1,9 @@
 //! What each transition does, to the world and to the model, and how it ends.
 
 use super::player::{Player, SECOND};
-use super::{IDLE_PATH_DEAD, MAX_NODES, Quality, Transition};
+use super::{IDLE_PATH_DEAD, MAX_NODES, MAX_RELAYS, Quality, Transition};
 use crate::streams::{Line, Party};
-use crate::world::{HostileNode, NodeIndex, RelayIndex, WorldConfig};
+use crate::world::{NodeIndex, RelayIndex, WorldConfig};
 use edgelink_model::NetworkId;
 use std::time::Duration;
 
