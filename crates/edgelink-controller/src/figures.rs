@@ -5,6 +5,19 @@ use edgelink_api::rest::Timestamp;
 use edgelink_control::Control;
 use edgelink_control::latency::Leg;
 use edgelink_model::{NetworkId, Now};
+use edgelink_store::LatencyRecord;
+use std::time::Instant;
+
+/// Every measured time as it is kept in the database.
+pub(crate) fn records(control: &Control, now: Now) -> Vec<LatencyRecord> {
+    let record = |(leg, rtt_us, at): (Leg, u64, Instant)| {
+        let (src_type, src_id, dst_id) = ends(leg);
+        let recorded_at = moment(at, now);
+        let (src_type, dst_type) = (src_type.to_owned(), "server".to_owned());
+        LatencyRecord { src_type, src_id, dst_type, dst_id, rtt_us, recorded_at }
+    };
+    control.latency_matrix().samples().map(record).collect()
+}
 
 /// Measured times: of one network's nodes, or of all; relays among each other serve every network.
 pub(crate) fn latencies(control: &Control, network: Option<NetworkId>, now: Now) -> Vec<rest::Latency> {
@@ -14,18 +27,14 @@ pub(crate) fn latencies(control: &Control, network: Option<NetworkId>, now: Now)
     });
     samples
         .map(|(leg, rtt_us, at)| {
-            let (src_type, src_id, dst) = match leg {
-                Leg::Node(node, relay) => ("node", node.0, relay),
-                Leg::Mesh(a, b) => ("server", a.0, b),
-            };
-            let age = u64::try_from(now.mono.saturating_duration_since(at).as_millis()).unwrap_or(u64::MAX);
+            let (src_type, src_id, dst_id) = ends(leg);
             rest::Latency {
                 src_type: src_type.to_owned(),
                 src_id,
                 dst_type: "server".to_owned(),
-                dst_id: dst.0,
+                dst_id,
                 rtt_ms: ms(rtt_us),
-                recorded_at: Timestamp::from_unix_ms(now.unix_ms.saturating_sub(age)),
+                recorded_at: Timestamp::from_unix_ms(moment(at, now)),
             }
         })
         .collect()
@@ -47,6 +56,20 @@ pub(crate) fn paths(control: &Control, network: Option<NetworkId>) -> Vec<rest::
             })
         };
     control.best_paths().filter_map(path).collect()
+}
+
+/// Kind and id of who measured, and the relay.
+fn ends(leg: Leg) -> (&'static str, u32, u32) {
+    match leg {
+        Leg::Node(node, relay) => ("node", node.0, relay.0),
+        Leg::Mesh(a, b) => ("server", a.0, b.0),
+    }
+}
+
+/// `at` in Unix ms.
+fn moment(at: Instant, now: Now) -> u64 {
+    let age = now.mono.saturating_duration_since(at).as_millis();
+    now.unix_ms.saturating_sub(u64::try_from(age).unwrap_or(u64::MAX))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "microseconds of a minute fit exactly")]

@@ -25,6 +25,8 @@ const PRESENCE_INTERVAL: Duration = Duration::from_secs(1);
 const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
 /// Signs of life of servers that stay are written this often: `server list` believes them for 25 s.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// Measured times are written this often, in one transaction.
+const LATENCY_INTERVAL: Duration = Duration::from_secs(30);
 /// A node that reads so slowly that this much waits for it is disconnected; it gets everything when it comes back.
 const OUTBOX_LIMIT: usize = 16 << 20;
 /// Changes kept for controllers and tools that follow the log.
@@ -85,6 +87,7 @@ impl Hub {
         tokio::task::spawn_local(Rc::clone(self).run_tail());
         tokio::task::spawn_local(Rc::clone(self).run_presence());
         tokio::task::spawn_local(Rc::clone(self).run_pruning());
+        tokio::task::spawn_local(Rc::clone(self).run_latencies());
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -385,6 +388,21 @@ impl Hub {
             let mut presence = self.presence.borrow_mut();
             for touch in touches {
                 presence.entry(touch.id).or_insert(touch.online);
+            }
+        }
+    }
+
+    /// Keeps what is measured where `edgelink-ctl --db latency` finds it.
+    async fn run_latencies(self: Rc<Self>) {
+        let mut interval = tokio::time::interval(LATENCY_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let records = figures::records(&self.control.borrow(), now());
+            if !records.is_empty()
+                && let Err(error) = self.store.write_latencies(&records).await
+            {
+                tracing::debug!(%error, "latencies not written; written with the next");
             }
         }
     }

@@ -1,15 +1,13 @@
 //! `admin …`: who may use the REST API.
 
 use crate::args::{AdminCommand, AdminRef};
+use crate::backend::Backend;
 use crate::commands::{or_dash, yes_no};
 use crate::error::CtlError;
 use crate::output::Output;
 use crate::password::{self, Password};
-use crate::rows;
 use edgelink_api::rest;
-use edgelink_auth::password as hashing;
 use edgelink_config::Env;
-use edgelink_store::{AdminChange, AdminRecord, Page, Store};
 use serde::Serialize;
 
 /// An administrator with the password that was made for him, the only time that it is shown.
@@ -21,14 +19,14 @@ struct Made {
 }
 
 pub(crate) async fn execute(
-    store: &Store,
+    backend: &impl Backend,
     env: &Env,
     command: &AdminCommand,
     out: &mut Output<'_>,
 ) -> Result<(), CtlError> {
     match command {
         AdminCommand::List => {
-            let admins = store.admins(Page::default()).await?.map(rows::admin).items;
+            let admins = backend.admins().await?;
             if out.json {
                 return out.json(&admins);
             }
@@ -43,11 +41,11 @@ pub(crate) async fn execute(
         }
         AdminCommand::Create { username, password } => {
             let password = password::new(password, env)?;
-            let record = store.create_admin(username, hash(&password)?).await?;
-            tell(record, password, "made", out)
+            let admin = backend.create_admin(username, password.secret.clone()).await?;
+            tell(admin, password, "made", out)
         }
         AdminCommand::Show(admin) => {
-            let admin = rows::admin(find(store, admin).await?);
+            let admin = backend.find_admin(&admin.admin).await?;
             if out.json {
                 return out.json(&admin);
             }
@@ -61,48 +59,53 @@ pub(crate) async fn execute(
             ])
         }
         AdminCommand::Passwd { admin, password } => {
-            let id = find(store, admin).await?.id;
+            let id = backend.find_admin(&admin.admin).await?.id;
+            let current_password = match backend.asks_for_password() {
+                true => Some(password::present("Your own present password: ")?),
+                false => None,
+            };
             let password = password::new(password, env)?;
-            let change = AdminChange { password_hash: Some(hash(&password)?), ..AdminChange::default() };
-            let record = store.update_admin(id, change, |_| true).await?;
-            tell(record, password, "has another password, and his sessions are ended", out)
+            let change = rest::UpdateAdmin {
+                password: Some(password.secret.clone()),
+                current_password,
+                ..rest::UpdateAdmin::default()
+            };
+            let admin = backend.update_admin(id, change).await?;
+            tell(admin, password, "has another password, and his sessions are ended", out)
         }
-        AdminCommand::Enable(admin) => enable(store, admin, true, "may log in", out).await,
-        AdminCommand::Disable(admin) => enable(store, admin, false, "is barred, and his sessions are ended", out).await,
+        AdminCommand::Enable(admin) => enable(backend, admin, true, "may log in", out).await,
+        AdminCommand::Disable(admin) => {
+            enable(backend, admin, false, "is barred, and his sessions are ended", out).await
+        }
         AdminCommand::Delete(admin) => {
-            let record = find(store, admin).await?;
-            store.delete_admin(record.id).await?;
+            let admin = backend.find_admin(&admin.admin).await?;
+            let deleted = backend.delete_admin(admin.id).await?;
             if out.json {
-                return out.json(&rows::deleted(record.id));
+                return out.json(&deleted);
             }
-            out.remark(&format!("administrator {} ({}) deleted", record.username, record.id))
+            out.remark(&format!("administrator {} ({}) deleted", admin.username, admin.id))
         }
     }
 }
 
-async fn find(store: &Store, admin: &AdminRef) -> Result<AdminRecord, CtlError> {
-    Ok(store.find_admin(&admin.admin).await?)
-}
-
 async fn enable(
-    store: &Store,
+    backend: &impl Backend,
     admin: &AdminRef,
     enabled: bool,
     done: &str,
     out: &mut Output<'_>,
 ) -> Result<(), CtlError> {
-    let id = find(store, admin).await?.id;
-    let change = AdminChange { enabled: Some(enabled), ..AdminChange::default() };
-    let record = store.update_admin(id, change, |_| true).await?;
+    let id = backend.find_admin(&admin.admin).await?.id;
+    let change = rest::UpdateAdmin { enabled: Some(enabled), ..rest::UpdateAdmin::default() };
+    let admin = backend.update_admin(id, change).await?;
     if out.json {
-        return out.json(&rows::admin(record));
+        return out.json(&admin);
     }
-    out.remark(&format!("administrator {} ({}) {done}", record.username, record.id))
+    out.remark(&format!("administrator {} ({}) {done}", admin.username, admin.id))
 }
 
-fn tell(record: AdminRecord, password: Password, done: &str, out: &mut Output<'_>) -> Result<(), CtlError> {
-    let (name, id) = (record.username.clone(), record.id);
-    let admin = rows::admin(record);
+fn tell(admin: rest::Admin, password: Password, done: &str, out: &mut Output<'_>) -> Result<(), CtlError> {
+    let (name, id) = (admin.username.clone(), admin.id);
     let secret = password.secret.expose();
     match (out.json, password.made) {
         (true, true) => return out.json(&Made { admin, password: secret.to_owned() }),
@@ -112,10 +115,4 @@ fn tell(record: AdminRecord, password: Password, done: &str, out: &mut Output<'_
     }
     out.remark(&format!("administrator {name} ({id}) {done}"))?;
     if password.made { out.remark("the password is not shown again") } else { Ok(()) }
-}
-
-fn hash(password: &Password) -> Result<String, CtlError> {
-    let mut salt = [0; 16];
-    getrandom::fill(&mut salt)?;
-    hashing::hash(password.secret.expose(), salt).map_err(|error| CtlError::Usage(error.to_string()))
 }

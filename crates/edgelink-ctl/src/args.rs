@@ -1,9 +1,11 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use edgelink_config::WsUrl;
+use edgelink_net::tls::Pin;
 use edgelink_store::parse_subnet;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +20,16 @@ pub struct Cli {
     /// The controller's configuration file, which names the database
     #[arg(long, value_name = "FILE", global = true, env = "EDGELINK_CONFIG")]
     pub(crate) config: Option<PathBuf>,
+    /// Work over the REST API of this controller, such as https://controller.example.com (before the command: `server add`
+    /// has a --url of its own)
+    #[arg(long = "url", id = "controller-url", value_name = "URL", env = "EDGELINK_URL")]
+    pub(crate) url: Option<String>,
+    /// With --url: trust exactly the key with this hash, as the controller prints it
+    #[arg(long, value_name = "sha256:…", global = true)]
+    pub(crate) pin: Option<Pin>,
+    /// With --url: trust the CA certificates in this PEM file
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) ca_file: Option<PathBuf>,
     /// Print results only, no remarks
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
@@ -39,6 +51,9 @@ pub(crate) enum Command {
     /// Manage relay and STUN servers
     #[command(subcommand)]
     Server(ServerCommand),
+    /// Manage subnets behind nodes
+    #[command(subcommand)]
+    Route(RouteCommand),
     /// Make auth keys, revoke tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -48,8 +63,124 @@ pub(crate) enum Command {
     /// Manage administrators of the REST API
     #[command(subcommand)]
     Admin(AdminCommand),
+    /// Show who did what, to what, from where; the newest first
+    Audit(AuditArgs),
+    /// Show measured round-trip times and the best paths between nodes
+    Latency {
+        /// Only this network's nodes (id or name)
+        #[arg(long, value_name = "ID|NAME")]
+        network: Option<String>,
+        /// Best paths only
+        #[arg(long)]
+        paths: bool,
+    },
     /// Show what there is, in numbers
     Status,
+    /// Log in to the controller that --url names; the token is kept in ~/.config/edgelink/ctl.json
+    Login {
+        /// The administrator [default: your user name]; the password comes from EDGELINK_PASSWORD or the terminal
+        #[arg(long, value_name = "NAME")]
+        username: Option<String>,
+    },
+    /// Void the token that `login` has kept, and forget it
+    Logout,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Write manual pages
+    Man {
+        /// Where to
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AuditArgs {
+    /// Only what this administrator or user did
+    #[arg(long, value_name = "NAME")]
+    pub(crate) actor: Option<String>,
+    /// Only this, such as node.authorize
+    #[arg(long, value_name = "ACTION")]
+    pub(crate) action: Option<String>,
+    /// Only what was done to this, such as node or node:7
+    #[arg(long, value_name = "KIND[:ID]", value_parser = parse_target)]
+    pub(crate) target: Option<(String, Option<u32>)>,
+    /// At most so many lines
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) limit: u32,
+}
+
+fn parse_target(text: &str) -> Result<(String, Option<u32>), String> {
+    match text.split_once(':') {
+        None => Ok((text.to_owned(), None)),
+        Some((kind, id)) => {
+            let id = id.parse().map_err(|_| format!("{id:?} is not an id; write such as node:7"))?;
+            Ok((kind.to_owned(), Some(id)))
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RouteCommand {
+    /// List routes
+    List {
+        /// Only this network's (id or name)
+        #[arg(long, value_name = "ID|NAME")]
+        network: Option<String>,
+        /// Only this node's (id or name)
+        #[arg(long, value_name = "ID|NAME")]
+        node: Option<String>,
+    },
+    /// Add a route to a subnet behind a node
+    Add {
+        /// The subnet, such as 192.168.1.0/24
+        #[arg(long, value_name = "CIDR")]
+        cidr: IpNet,
+        /// The gateway (id or name)
+        #[arg(long, value_name = "ID|NAME")]
+        node: String,
+        /// The network (id or name) to look for the gateway's name in
+        #[arg(long, value_name = "ID|NAME")]
+        network: Option<String>,
+        /// 0 to 65535; of several gateways those with the highest are used
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        priority: u16,
+        /// 1 to 65535; the share among gateways of equal priority
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
+        weight: u16,
+        /// Have it wait for `route enable`
+        #[arg(long)]
+        disabled: bool,
+    },
+    /// Change a route's priority or weight
+    Update {
+        #[command(flatten)]
+        route: RouteRef,
+        /// 0 to 65535
+        #[arg(long, value_name = "N")]
+        priority: Option<u16>,
+        /// 1 to 65535
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+        weight: Option<u16>,
+    },
+    /// Approve a route: from now on it is used
+    #[command(visible_alias = "approve")]
+    Enable(RouteRef),
+    /// Withdraw a route; it stays on record
+    Disable(RouteRef),
+    /// Delete a route
+    Delete(RouteRef),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RouteRef {
+    /// The route's id; `route list` shows it
+    #[arg(value_name = "ID")]
+    pub(crate) route: u32,
 }
 
 #[derive(Debug, Subcommand)]
@@ -116,6 +247,20 @@ pub(crate) enum NetworkCommand {
     Show {
         #[command(flatten)]
         network: NetworkRef,
+    },
+    /// Change a network
+    Update {
+        #[command(flatten)]
+        network: NetworkRef,
+        /// Another name
+        #[arg(long)]
+        name: Option<String>,
+        /// Another subnet, which must hold every address that a node has
+        #[arg(long, value_name = "CIDR", value_parser = |s: &str| parse_subnet(s))]
+        subnet: Option<Ipv4Net>,
+        /// Another text
+        #[arg(long, value_name = "TEXT")]
+        description: Option<String>,
     },
     /// Delete a network that has no nodes
     Delete {
@@ -186,7 +331,8 @@ pub(crate) enum ServerCommand {
         controller: ControllerUrl,
     },
     /// Forget a server; its token is worth nothing from then on
-    Remove(ServerRef),
+    #[command(visible_alias = "remove")]
+    Delete(ServerRef),
     /// Let nodes use a server again
     Enable(ServerRef),
     /// Take a server away from nodes; it stays connected to the controller
@@ -264,6 +410,18 @@ pub(crate) enum TokenCommand {
         /// How long it may be used: 90s, 15m, 24h, 7d or never
         #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_lifetime)]
         expires: Lifetime,
+    },
+    /// List auth keys; the keys themselves are not on record
+    List {
+        /// Only this network's (id or name)
+        #[arg(long, value_name = "ID|NAME")]
+        network: Option<String>,
+    },
+    /// Forget an auth key; nodes that joined with it stay
+    Revoke {
+        /// The key's id; `token list` shows it
+        #[arg(value_name = "ID")]
+        id: u32,
     },
     /// Revoke a token or all tokens of a node; without either, list what is revoked
     Blacklist {

@@ -1,6 +1,7 @@
 //! Which database is meant.
 
 use crate::args::Cli;
+use crate::backend::Database;
 use crate::error::CtlError;
 use edgelink_config::{Config, ControllerConfig, DatabaseType, Env};
 use edgelink_store::{Actor, Location, MariaDbUrl, Store};
@@ -9,11 +10,21 @@ use std::path::Path;
 /// The specification's default, in the working directory.
 const LOCAL: &str = "edgelink.db";
 
-pub(crate) async fn open(cli: &Cli, env: &Env, root: bool) -> Result<Store, CtlError> {
+pub(crate) async fn open(cli: &Cli, env: &Env, root: bool) -> Result<Database, CtlError> {
     let location = find(cli, env, root)?;
     // The person behind sudo, not root.
     let user = ["SUDO_USER", "USER"].iter().find_map(|name| env.get(name)).map(str::to_owned);
-    Ok(Store::open_existing(&location).await?.acting_as(Actor::cli(user)))
+    let store = Store::open_existing(&location).await?.acting_as(Actor::cli(user));
+    // Without a readable configuration file the defaults say nothing of a URL either.
+    let config: Option<ControllerConfig> = edgelink_config::load(cli.config.as_deref(), env).ok();
+    let public_url = config.and_then(|config| config.public_url.0.first().cloned());
+    let ca = location.file().and_then(Path::parent).map(|directory| directory.join("ca.pem"));
+    Ok(Database { store, place: location.to_string(), public_url, ca })
+}
+
+/// Whether a database is found where nobody has named one.
+pub(crate) fn is_there(cli: &Cli, env: &Env, root: bool) -> bool {
+    find(cli, env, root).is_ok()
 }
 
 /// `--db`, else what `--config` names, else `edgelink.db` here, else the controller's default.

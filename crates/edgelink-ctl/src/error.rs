@@ -1,5 +1,6 @@
 //! What can go wrong, and the exit code that says so.
 
+use crate::backend::RemoteError;
 use crate::introduce::IntroduceError;
 use edgelink_config::ConfigError;
 use edgelink_store::StoreError;
@@ -14,6 +15,12 @@ pub(crate) enum CtlError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The controller did not answer, or refused.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// Nobody is logged in.
+    #[error("{0}")]
+    Denied(String),
     #[error("cannot write the result: {0}")]
     Output(#[from] io::Error),
     #[error("cannot write the result: {0}")]
@@ -42,7 +49,15 @@ impl CtlError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Config(_) | Self::Store(StoreError::Invalid(_)) => 2,
-            Self::Store(StoreError::Open { denied: true, .. }) => 4,
+            Self::Store(StoreError::Open { denied: true, .. }) | Self::Denied(_) => 4,
+            Self::Remote(RemoteError::Problem(problem)) => match problem.status {
+                400 | 422 => 2,
+                401 | 403 | 429 => 4,
+                503 => 3,
+                _ => 1,
+            },
+            Self::Remote(RemoteError::Dial(_) | RemoteError::Foreign(_)) => 3,
+            Self::Remote(RemoteError::Request(_)) => 2,
             Self::Store(StoreError::Missing(_) | StoreError::Locked(_) | StoreError::Open { .. }) => 3,
             Self::Store(_) | Self::Unsound | Self::Output(_) | Self::Json(_) | Self::Damaged(_) | Self::Random(_) => 1,
         }

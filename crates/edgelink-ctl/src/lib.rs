@@ -1,23 +1,32 @@
 //! `edgelink-ctl`: administration of EdgeLink (specification §1.6), also built into the controller as
 //! `edgelink-controller ctl …`.
 //!
-//! It opens the controller's database, whether the controller runs or not; a running one follows the change log and
-//! acts within 200 ms. Results go to stdout, everything else to stderr. Exit codes (DESIGN §8): 0 ok, 1 failed,
-//! 2 usage, 3 the database is missing, locked or cannot be opened, 4 no permission.
+//! It works on the controller's database, whether the controller runs or not (a running one follows the change log and
+//! acts within 200 ms), or, with `--url`, over the controller's REST API: the commands are the same. Results go to stdout,
+//! everything else to stderr. Exit codes (DESIGN §8): 0 ok, 1 failed, 2 usage, 3 the database is missing, locked or
+//! cannot be opened, or the controller cannot be reached, 4 no permission.
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a shell may read the clock")]
 
 mod admins;
 mod args;
+mod backend;
 mod commands;
 mod database;
 mod error;
+mod generate;
 pub mod introduce;
 mod maintenance;
+mod networks;
+mod nodes;
 mod output;
 mod password;
+mod reports;
+mod routes;
 pub mod rows;
 mod servers;
+mod session;
+mod tokens;
 
 pub use args::Cli;
 

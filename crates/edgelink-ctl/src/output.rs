@@ -65,6 +65,11 @@ impl<'a> Output<'a> {
         Ok(writeln!(self.out, "{text}")?)
     }
 
+    /// Prints a generated file as it is.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) -> Result<(), CtlError> {
+        Ok(self.out.write_all(bytes)?)
+    }
+
     /// Tells a person what was done, or what to do next.
     pub(crate) fn remark(&mut self, text: &str) -> Result<(), CtlError> {
         if !self.quiet && !self.json {

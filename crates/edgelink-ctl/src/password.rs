@@ -36,6 +36,19 @@ pub(crate) fn new(args: &PasswordArgs, env: &Env) -> Result<Password, CtlError> 
     given(first)
 }
 
+/// An existing password: from the environment, or from the person at the terminal.
+pub(crate) fn existing(env: &Env, prompt: &str) -> Result<Secret, CtlError> {
+    if let Some(password) = env.get(VARIABLE) {
+        return Ok(Secret::new(password));
+    }
+    if io::stdin().is_terminal() { ask(prompt) } else { first_line() }
+}
+
+/// The present password of a person at the terminal.
+pub(crate) fn present(prompt: &str) -> Result<Secret, CtlError> {
+    if io::stdin().is_terminal() { ask(prompt) } else { first_line() }
+}
+
 fn first_line() -> Result<Secret, CtlError> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;

@@ -4,9 +4,12 @@ use edgelink_api::rest;
 use edgelink_api::rest::Timestamp;
 use edgelink_model::records::{RevocationTarget, ServerKind};
 use edgelink_store::{
-    AdminRecord, AuditEntry, AuthKeyRecord, Counts, NetworkDetails, NodeDetails, RevocationDetails, RouteDetails,
-    ServerDetails,
+    AdminRecord, AuditEntry, AuthKeyRecord, Counts, LatencyRecord, NetworkDetails, NodeDetails, RevocationDetails,
+    RouteDetails, ServerDetails,
 };
+use ipnet::IpNet;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 /// A row of `networks`.
 pub fn network(details: NetworkDetails) -> rest::Network {
@@ -62,8 +65,7 @@ pub fn route(details: RouteDetails) -> rest::NodeRoute {
     }
 }
 
-/// The same as part of the routing table.
-pub fn gateway(details: RouteDetails) -> rest::Gateway {
+fn gateway(details: RouteDetails) -> rest::Gateway {
     rest::Gateway {
         route_id: details.record.id,
         node_id: details.record.node_id.0,
@@ -72,7 +74,21 @@ pub fn gateway(details: RouteDetails) -> rest::Gateway {
         priority: details.record.priority,
         weight: details.record.weight,
         enabled: details.record.enabled,
+        created_at: Timestamp::from_unix_ms(details.created_at),
     }
+}
+
+/// The routing table: by network, then by prefix; the most preferred gateway first.
+pub fn route_groups(routes: Vec<RouteDetails>) -> Vec<rest::RouteGroup> {
+    let mut groups: BTreeMap<(u32, IpNet), Vec<rest::Gateway>> = BTreeMap::new();
+    for route in routes {
+        groups.entry((route.network_id.0, route.record.cidr)).or_default().push(gateway(route));
+    }
+    let group = |((network_id, cidr), mut gateways): ((u32, IpNet), Vec<rest::Gateway>)| {
+        gateways.sort_by_key(|gateway| (Reverse(gateway.priority), gateway.route_id));
+        rest::RouteGroup { network_id, cidr: cidr.to_string(), gateways }
+    };
+    groups.into_iter().map(group).collect()
 }
 
 /// A row of `servers`.
@@ -139,6 +155,19 @@ pub fn admin(record: AdminRecord) -> rest::Admin {
         last_login: record.last_login.map(Timestamp::from_unix_ms),
         created_at: Timestamp::from_unix_ms(record.created_at),
         updated_at: Timestamp::from_unix_ms(record.updated_at),
+    }
+}
+
+/// A row of `latency_records`.
+#[expect(clippy::cast_precision_loss, reason = "microseconds of a minute fit exactly")]
+pub fn latency(record: LatencyRecord) -> rest::Latency {
+    rest::Latency {
+        src_type: record.src_type,
+        src_id: record.src_id,
+        dst_type: record.dst_type,
+        dst_id: record.dst_id,
+        rtt_ms: record.rtt_us as f64 / 1000.0,
+        recorded_at: Timestamp::from_unix_ms(record.recorded_at),
     }
 }
 

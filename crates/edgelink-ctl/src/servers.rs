@@ -1,91 +1,72 @@
 //! `server …`: relays and STUN servers, and the configuration that makes one of them ours.
 
-use crate::args::{Capability, Cli, ControllerUrl, NewServerArgs, ServerCommand};
+use crate::args::{Capability, ControllerUrl, NewServerArgs, ServerCommand};
+use crate::backend::Backend;
 use crate::commands::{or_dash, yes_no};
 use crate::error::CtlError;
 use crate::output::Output;
-use crate::{database, introduce, rows};
-use edgelink_config::{ControllerConfig, Env};
-use edgelink_model::records::ServerRecord;
-use edgelink_store::{NewServer, ServerDetails, Store};
-use serde::Serialize;
-use serde_json::Value;
-use std::path::Path;
+use edgelink_api::rest;
 
-/// What `server add` and `server token` answer.
-#[derive(Serialize)]
-struct Added {
-    id: u32,
-    token: String,
-    /// `edgelink-server`'s configuration.
-    config: Value,
-}
+/// What stands in a configuration whose controller nobody named.
+const UNKNOWN: &str = "wss://CONTROLLER/";
 
 pub(crate) async fn execute(
-    store: &Store,
-    cli: &Cli,
-    env: &Env,
-    root: bool,
+    backend: &impl Backend,
     command: &ServerCommand,
     out: &mut Output<'_>,
 ) -> Result<(), CtlError> {
     match command {
-        ServerCommand::List => list(store, out).await,
-        ServerCommand::Show(server) => show(store.find_server(&server.server).await?, out),
-        ServerCommand::Add(new) => {
-            let record = add(store, new).await?;
-            out.remark(&format!("server {} ({}) added; its configuration:", record.name, record.id))?;
-            introduce(store, cli, env, root, &record, &new.controller, out).await
-        }
+        ServerCommand::List => list(backend, out).await,
+        ServerCommand::Show(server) => show(backend.find_server(&server.server).await?, out),
+        ServerCommand::Add(new) => add(backend, new, out).await,
         ServerCommand::Token { server, controller } => {
-            let record = store.find_server(&server.server).await?.record;
-            out.remark(&format!("another token for server {} ({}):", record.name, record.id))?;
-            introduce(store, cli, env, root, &record, controller, out).await
+            let server = backend.find_server(&server.server).await?;
+            let new = rest::NewServerToken { controller: url(controller) };
+            let token = backend.server_token(server.id, new).await?;
+            out.remark(&format!("another token for server {} ({}):", server.name, server.id))?;
+            introduce(token, out)
         }
-        ServerCommand::Remove(server) => {
-            let record = store.find_server(&server.server).await?.record;
-            store.delete_server(record.id).await?;
+        ServerCommand::Delete(server) => {
+            let server = backend.find_server(&server.server).await?;
+            let deleted = backend.delete_server(server.id).await?;
             if out.json {
-                return out.json(&rows::deleted(record.id.0));
+                return out.json(&deleted);
             }
-            out.remark(&format!("server {} ({}) removed", record.name, record.id))
+            out.remark(&format!("server {} ({}) removed", server.name, server.id))
         }
-        ServerCommand::Enable(server) => enable(store, &server.server, true, out).await,
-        ServerCommand::Disable(server) => enable(store, &server.server, false, out).await,
+        ServerCommand::Enable(server) => enable(backend, &server.server, true, out).await,
+        ServerCommand::Disable(server) => enable(backend, &server.server, false, out).await,
     }
 }
 
-async fn list(store: &Store, out: &mut Output<'_>) -> Result<(), CtlError> {
-    let servers = store.servers().await?;
+async fn list(backend: &impl Backend, out: &mut Output<'_>) -> Result<(), CtlError> {
+    let servers = backend.servers().await?;
     if out.json {
-        return out.json(&servers.into_iter().map(rows::server).collect::<Vec<_>>());
+        return out.json(&servers);
     }
     let table: Vec<_> = servers
         .into_iter()
-        .map(|details| {
-            let status = status(&details);
-            let s = rows::server(details);
-            let id = s.id.to_string();
+        .map(|s| {
+            let status = status(&s).to_owned();
             let (enabled, url) = (yes_no(s.enabled), or_dash(s.url));
-            [id, s.name, s.kind, s.capabilities.join(","), enabled, status.to_owned(), url, s.region]
+            [s.id.to_string(), s.name, s.kind, s.capabilities.join(","), enabled, status, url, s.region]
         })
         .collect();
     out.table(["ID", "NAME", "TYPE", "CAPABILITIES", "ENABLED", "STATUS", "URL", "REGION"], &table)
 }
 
-fn show(details: ServerDetails, out: &mut Output<'_>) -> Result<(), CtlError> {
-    let status = status(&details);
-    let server = rows::server(details);
+fn show(server: rest::Server, out: &mut Output<'_>) -> Result<(), CtlError> {
     if out.json {
         return out.json(&server);
     }
+    let status = status(&server).to_owned();
     out.fields(&[
         ("id", server.id.to_string()),
         ("name", server.name),
         ("type", server.kind),
         ("capabilities", server.capabilities.join(",")),
         ("enabled", yes_no(server.enabled)),
-        ("status", status.to_owned()),
+        ("status", status),
         ("url", or_dash(server.url)),
         ("region", server.region),
         ("STUN address", or_dash(server.stun_ip)),
@@ -97,64 +78,55 @@ fn show(details: ServerDetails, out: &mut Output<'_>) -> Result<(), CtlError> {
 }
 
 /// Whether the controller has heard of it lately.
-fn status(details: &ServerDetails) -> &'static str {
-    match (details.last_heartbeat, details.online) {
+fn status(server: &rest::Server) -> &'static str {
+    match (&server.last_heartbeat, server.online) {
         (None, _) => "never seen",
         (Some(_), true) => "online",
         (Some(_), false) => "offline",
     }
 }
 
-async fn add(store: &Store, new: &NewServerArgs) -> Result<ServerRecord, CtlError> {
-    let has = |capability| new.capabilities.contains(&capability);
-    if has(Capability::Stun) && new.stun_ip.is_none() {
+async fn add(backend: &impl Backend, new: &NewServerArgs, out: &mut Output<'_>) -> Result<(), CtlError> {
+    if new.capabilities.contains(&Capability::Stun) && new.stun_ip.is_none() {
         return Err(CtlError::Usage("a STUN server needs its public address: --stun-ip IP".into()));
     }
-    let server = NewServer {
-        name: new.name.clone(),
-        url: new.url.clone().map(|url| url.or_path("/ws/data").to_string()),
-        region: new.region.clone(),
-        relay: has(Capability::Relay),
-        stun: has(Capability::Stun),
-        stun_ip: new.stun_ip,
-        stun_ip2: new.stun_ip2,
-        stun_port: new.stun_port,
+    let capability = |capability: &Capability| match capability {
+        Capability::Relay => rest::Capability::Relay,
+        Capability::Stun => rest::Capability::Stun,
     };
-    Ok(store.add_server(server).await?)
+    let server = rest::NewServer {
+        name: new.name.clone(),
+        url: new.url.as_ref().map(ToString::to_string),
+        capabilities: new.capabilities.iter().map(capability).collect(),
+        region: new.region.clone(),
+        stun_ip: new.stun_ip.map(|ip| ip.to_string()),
+        stun_ip2: new.stun_ip2.map(|ip| ip.to_string()),
+        stun_port: new.stun_port,
+        controller: url(&new.controller),
+    };
+    let token = backend.add_server(server).await?;
+    out.remark(&format!("server {} ({}) added; its configuration:", new.name, token.id))?;
+    introduce(token, out)
 }
 
-async fn enable(store: &Store, server: &str, enabled: bool, out: &mut Output<'_>) -> Result<(), CtlError> {
-    let record = store.find_server(server).await?.record;
-    store.set_server_enabled(record.id, enabled).await?;
+async fn enable(backend: &impl Backend, server: &str, enabled: bool, out: &mut Output<'_>) -> Result<(), CtlError> {
+    let id = backend.find_server(server).await?.id;
+    let server = backend.enable_server(id, enabled).await?;
     if out.json {
-        return out.json(&rows::server(store.find_server(&record.id.to_string()).await?));
+        return out.json(&server);
     }
     let done = if enabled { "may be used by nodes" } else { "is taken away from nodes" };
-    out.remark(&format!("server {} ({}) {done}", record.name, record.id))
+    out.remark(&format!("server {} ({}) {done}", server.name, server.id))
 }
 
-/// A token, in the configuration that uses it.
-async fn introduce(
-    store: &Store,
-    cli: &Cli,
-    env: &Env,
-    root: bool,
-    record: &ServerRecord,
-    controller: &ControllerUrl,
-    out: &mut Output<'_>,
-) -> Result<(), CtlError> {
-    let token = introduce::server_token(store, record).await?;
-    let database = database::find(cli, env, root)?;
-    // Without a readable configuration file the defaults say nothing of a URL either.
-    let config: Option<ControllerConfig> = edgelink_config::load(cli.config.as_deref(), env).ok();
-    let url = controller.controller.clone().or_else(|| config.and_then(|config| config.public_url.0.first().cloned()));
-    let known = url.is_some();
-    let config = introduce::server_configuration(record, &token, url, pin(database.file())?);
+/// Prints a token, in the configuration that uses it.
+fn introduce(token: rest::ServerToken, out: &mut Output<'_>) -> Result<(), CtlError> {
     if out.json {
-        return out.json(&Added { id: record.id.0, token, config });
+        return out.json(&token);
     }
-    out.json(&config)?;
-    if !known {
+    out.json(&token.config)?;
+    let controller = token.config.pointer("/controller/url").and_then(|url| url.as_str());
+    if controller.is_some_and(|url| url.starts_with(UNKNOWN)) {
         out.remark("put the controller's name or address in controller.url (or give --controller URL)")?;
     }
     out.remark(
@@ -162,11 +134,6 @@ async fn introduce(
     )
 }
 
-/// What to pin when the controller has a certificate of its own making, which lies beside its database.
-fn pin(database: Option<&Path>) -> Result<Option<String>, CtlError> {
-    let Some(pem) = database.and_then(Path::parent).and_then(|dir| std::fs::read(dir.join("ca.pem")).ok()) else {
-        return Ok(None);
-    };
-    let unusable = |error| CtlError::Damaged(format!("ca.pem beside the database: {error}"));
-    Ok(Some(edgelink_net::tls::spki_pin(&pem).map_err(unusable)?.to_string()))
+fn url(controller: &ControllerUrl) -> Option<String> {
+    controller.controller.as_ref().map(ToString::to_string)
 }

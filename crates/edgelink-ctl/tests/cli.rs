@@ -371,7 +371,8 @@ fn servers() {
         server,
         json!({
             "id": 1, "name": "builtin", "type": "builtin", "url": null, "region": "", "capabilities": ["relay", "stun"],
-            "stun_ip": null, "stun_ip2": null, "stun_port": 3478, "enabled": true, "last_heartbeat": null
+            "stun_ip": null, "stun_ip2": null, "stun_port": 3478, "enabled": true, "online": false,
+            "last_heartbeat": null
         })
     );
     place.ctl("server show 9").is(1, "", "edgelink-ctl: there is no server 9\n");
@@ -450,7 +451,7 @@ fn status() {
              config version:  3\n\
              networks:        1\n\
              nodes:           2 (0 online, 1 authorized, 1 not authorized)\n\
-             servers:         1 (1 enabled)\n\
+             servers:         1 (0 online, 1 enabled)\n\
              revocations:     0\n",
             place.db.display()
         ),

@@ -272,6 +272,51 @@ fn subscriber(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::convert::Infallible;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    /// Serves `body` to whoever asks; says after how long the connection was over.
+    async fn served(stream: DuplexStream, body: String) -> Duration {
+        let start = tokio::time::Instant::now();
+        let service = hyper::service::service_fn(move |_| {
+            let body = body.clone();
+            async move { Ok::<_, Infallible>(Response::new(body)) }
+        });
+        // How it ends is all the same here.
+        let _ = serve_connection(Conn::other(stream), service, std::future::pending()).await;
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_however_busy_it_is() {
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        let asking = async {
+            let mut answer = [0; 1024];
+            // Often enough not to be idle.
+            while client.write_all(REQUEST).await.is_ok() && client.read(&mut answer).await.is_ok_and(|n| n > 0) {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        };
+        let (lasted, ()) = tokio::join!(served(server, "ok".to_owned()), asking);
+        let limit = MAX_CONNECTION_AGE..MAX_CONNECTION_AGE + LAST_REQUEST_TIMEOUT;
+        assert!(limit.contains(&lasted), "{lasted:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_reads_nothing_is_cut_off() {
+        let (mut client, server) = tokio::io::duplex(1024);
+        client.write_all(REQUEST).await.unwrap();
+        let lasted = served(server, "x".repeat(1 << 20)).await;
+        assert_eq!(lasted, MAX_CONNECTION_AGE + LAST_REQUEST_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_says_nothing_is_cut_off() {
+        let (_client, server) = tokio::io::duplex(1024);
+        assert_eq!(served(server, String::new()).await, HANDSHAKE_TIMEOUT);
+    }
 
     #[test]
     fn counts_per_subscriber_and_forgets() {

@@ -160,6 +160,20 @@ table! {
 }
 
 table! {
+    /// A measured round-trip time.
+    latency "latency_records" {
+        #[sea_orm(primary_key)]
+        id: i32,
+        src_type: String,
+        src_id: i32,
+        dst_type: String,
+        dst_id: i32,
+        rtt_us: i64,
+        recorded_at: i64,
+    }
+}
+
+table! {
     /// One setting.
     setting "settings" {
         #[sea_orm(primary_key, auto_increment = false)]

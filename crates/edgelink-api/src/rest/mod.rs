@@ -127,6 +127,8 @@ pub struct Gateway {
     pub weight: u16,
     /// Approved?
     pub enabled: bool,
+    /// When the route was added or announced.
+    pub created_at: Timestamp,
 }
 
 /// A relay and/or STUN server. Its token is never shown.

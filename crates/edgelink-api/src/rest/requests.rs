@@ -240,7 +240,7 @@ pub struct NewAdmin {
     #[cfg_attr(feature = "openapi", schema(example = "bob"))]
     pub username: String,
     /// At least 8 characters, at most 1024 bytes.
-    #[cfg_attr(feature = "openapi", schema(value_type = String, format = Password, example = "correct horse"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = Password, min_length = 8, example = "correct horse"))]
     pub password: Secret,
 }
 

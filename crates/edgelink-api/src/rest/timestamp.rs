@@ -20,26 +20,41 @@ impl Timestamp {
         Self(format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{millis:03}Z"))
     }
 
-    /// To Unix milliseconds; `None` for what [`Self::from_unix_ms`] would not write. Seconds may lack their fraction.
+    /// To Unix milliseconds: any RFC 3339 date-time, also with an offset or other decimals; what lies before 1970 is 0.
+    /// `None` for anything else.
     pub fn to_unix_ms(&self) -> Option<u64> {
-        let text = self.0.strip_suffix('Z')?;
-        let (date, time) = text.split_once('T')?;
-        let (time, millis) = match time.split_once('.') {
-            Some((time, fraction)) if fraction.len() == 3 => (time, number(fraction, 999)?),
-            Some(_) => return None,
-            None => (time, 0),
-        };
-        let mut date = date.splitn(3, '-');
-        let (year, month, day) = (date.next()?, date.next()?, date.next()?);
-        let mut time = time.splitn(3, ':');
-        let (h, m, s) = (time.next()?, time.next()?, time.next()?);
-        if year.len() != 4 || [month, day, h, m, s].iter().any(|part| part.len() != 2) {
+        let text = self.0.as_str();
+        if !text.is_ascii() || text.len() < 20 {
             return None;
         }
-        let (year, month, day) = (number(year, 9999)?, number(month, 12)?, number(day, 31)?);
-        let days = days(year, month, day)?;
-        let seconds = days * 86_400 + number(h, 23)? * 3600 + number(m, 59)? * 60 + number(s, 59)?;
-        Some(seconds * 1000 + millis)
+        let (date, rest) = text.split_at(10);
+        let rest = rest.strip_prefix(['T', 't'])?;
+        let (time, rest) = rest.split_at(8);
+        let (millis, offset) = match rest.strip_prefix('.') {
+            Some(rest) => {
+                let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+                let (fraction, offset) = rest.split_at(digits);
+                let thousandths: String = fraction.chars().chain("00".chars()).take(3).collect();
+                (number(&thousandths, 999).filter(|_| digits > 0)?, offset)
+            }
+            None => (0, rest),
+        };
+        let [year, month, day] = parts(date, '-', [4, 2, 2])?;
+        let [h, m, s] = parts(time, ':', [2, 2, 2])?;
+        // A leap second is the next minute's first.
+        if h > 23 || m > 59 || s > 60 {
+            return None;
+        }
+        let offset = match offset {
+            "Z" | "z" => 0,
+            _ => {
+                let sign = if offset.starts_with('-') { -1 } else { 1 };
+                let [h, m] = parts(offset.strip_prefix(['+', '-'])?, ':', [2, 2])?;
+                sign * i64::try_from(number_within(h, 23)? * 3600 + number_within(m, 59)? * 60).ok()?
+            }
+        };
+        let seconds = days(year, month, day)? * 86_400 + i64::try_from(h * 3600 + m * 60 + s).ok()? - offset;
+        Some(u64::try_from(seconds).map_or(0, |seconds| seconds * 1000 + millis))
     }
 
     /// The text.
@@ -67,22 +82,46 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
-/// The inverse of [`civil`]; `None` before 1970 and for days that there are not.
-fn days(year: u64, month: u64, day: u64) -> Option<u64> {
-    if year < 1970 || month == 0 || day == 0 {
+/// Days from 1970-01-01; `None` for days that there are not.
+fn days(year: u64, month: u64, day: u64) -> Option<i64> {
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let length = match month {
+        2 if leap => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => return None,
+    };
+    if day == 0 || day > length {
         return None;
     }
-    let (year_from_march, month_from_march) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let (era, year_of_era) = (year_from_march / 400, year_from_march % 400);
+    // Counted from March, as in `civil`, and from the year -400, so that nothing is negative before the end.
+    let year = year + 400 - u64::from(month <= 2);
+    let month_from_march = if month > 2 { month - 3 } else { month + 9 };
+    let (era, year_of_era) = (year / 400, year % 400);
     let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
     let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    let days = era * 146_097 + day_of_era - 719_468;
-    (civil(days) == (year, month, day)).then_some(days)
+    i64::try_from(era * 146_097 + day_of_era).ok().map(|days| days - 719_468 - 146_097)
+}
+
+/// Numbers of exactly so many digits each, between separators.
+fn parts<const N: usize>(text: &str, separator: char, lengths: [usize; N]) -> Option<[u64; N]> {
+    let mut numbers = [0; N];
+    let mut parts = text.split(separator);
+    for (slot, length) in numbers.iter_mut().zip(lengths) {
+        let part = parts.next().filter(|part| part.len() == length)?;
+        *slot = number(part, u64::MAX)?;
+    }
+    parts.next().is_none().then_some(numbers)
 }
 
 fn number(digits: &str, max: u64) -> Option<u64> {
     let digits = Some(digits).filter(|d| d.bytes().all(|b| b.is_ascii_digit()))?;
     digits.parse().ok().filter(|n| *n <= max)
+}
+
+fn number_within(number: u64, max: u64) -> Option<u64> {
+    Some(number).filter(|n| *n <= max)
 }
 
 #[cfg(test)]
@@ -109,6 +148,22 @@ mod tests {
     }
 
     #[test]
+    fn any_rfc_3339_moment_is_understood() {
+        for (text, ms) in [
+            ("2023-11-14T22:13:20.5Z", 1_700_000_000_500),
+            ("2023-11-14T22:13:20.123456789Z", 1_700_000_000_123),
+            ("2023-11-14t23:13:20z", 1_700_003_600_000),
+            ("2023-11-14T23:13:20+01:00", 1_700_000_000_000),
+            ("2023-11-14T14:13:20-08:00", 1_700_000_000_000),
+            ("1970-01-01T00:30:00+01:00", 0),
+            ("1969-12-31T23:59:59Z", 0),
+            ("0000-02-29T00:00:00Z", 0),
+        ] {
+            assert_eq!(Timestamp(text.to_owned()).to_unix_ms(), Some(ms), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_no_moment_is_none() {
         for bad in [
             "",
@@ -118,10 +173,10 @@ mod tests {
             "2023-11-14 22:13:20Z",
             "2023-02-29T00:00:00Z",
             "2023-11-31T00:00:00Z",
-            "1969-12-31T23:59:59Z",
             "2023-11-14T24:00:00Z",
-            "2023-11-14T22:13:20.5Z",
-            "2023-11-14T22:13:20+01:00",
+            "2023-11-14T22:13:20.Z",
+            "2023-11-14T22:13:20+1:00",
+            "2023-11-14T22:13:20+24:00",
             "2023-1-14T22:13:20Z",
             "-023-11-14T22:13:20Z",
             "2023-00-14T22:13:20Z",
@@ -137,7 +192,7 @@ mod tests {
         let (mut year, mut month, mut day) = (1970, 1, 1);
         for days in 0..400 * 366 {
             assert_eq!(civil(days), (year, month, day), "{days}");
-            assert_eq!(super::days(year, month, day), Some(days));
+            assert_eq!(super::days(year, month, day), i64::try_from(days).ok());
             let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
             let length = match month {
                 2 if leap => 29,

@@ -113,7 +113,7 @@ async fn verify(api: &Api, session: &Session, password: Option<Secret>) -> Resul
     let password = password.ok_or_else(forbidden)?;
     let name = &session.admin.username;
     let attempt = super::auth::throttle(api).attempt(name, None, std::time::Instant::now());
-    attempt.map_err(|wait| Failure::throttled(wait.as_secs() + 1))?;
+    attempt.map_err(|refused| Failure::throttled(refused.wait.as_secs() + 1))?;
     let found = api.store.credentials(name).await?.ok_or_else(forbidden)?;
     let _permit = permit(api).await?;
     let fits = tokio::task::spawn_blocking(move || password::verify(password.expose(), &found.password_hash));

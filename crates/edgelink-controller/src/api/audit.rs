@@ -46,7 +46,7 @@ pub(super) struct ListParams {
 pub(super) async fn list(session: Session, uri: Uri, Query(q): Query<ListParams>) -> Result<Response, Failure> {
     let paging = Paging::new(uri, q.limit, q.after)?;
     let moment = |name: &str, moment: Option<Timestamp>| {
-        let bad = || Failure::invalid(format!("{name} is a moment in UTC such as 2023-11-14T22:13:20Z"));
+        let bad = || Failure::invalid(format!("{name} is a moment such as 2023-11-14T22:13:20Z"));
         moment.map(|moment| moment.to_unix_ms().ok_or_else(bad)).transpose()
     };
     let filter = AuditFilter {

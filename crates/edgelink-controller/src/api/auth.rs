@@ -39,9 +39,13 @@ pub(super) async fn login(
     let name = request.username;
     let denied = api.store.acting_as(Actor { kind: "admin".into(), id: Some(shown(&name)), ip_address: address });
     let attempt = throttle(&api).attempt(&name, address, Instant::now());
-    if let Err(wait) = attempt {
-        deny(&denied, "throttled").await?;
-        return Err(Failure::throttled(wait.as_secs() + 1));
+    if let Err(refused) = attempt {
+        match refused.report {
+            Some(1) => deny(&denied, "throttled").await?,
+            Some(attempts) => deny(&denied, &format!("throttled, {attempts} attempts")).await?,
+            None => {}
+        }
+        return Err(Failure::throttled(refused.wait.as_secs() + 1));
     }
     let found = api.store.credentials(&name).await?;
     let hash = found.as_ref().map_or_else(|| password::decoy().to_owned(), |found| found.password_hash.clone());

@@ -56,11 +56,37 @@ impl<T: DeserializeOwned> FromRequest<Arc<Api>> for OptionalJson<T> {
         if empty && !request.headers().contains_key(header::CONTENT_TYPE) {
             return Ok(Self(None));
         }
-        Json::from_request(request, api).await.map(|Json(value)| Self(Some(value)))
+        Json::from_request(request, api).await.map(|Json(value)| Self(value))
     }
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    read(bytes).or_else(|failure| {
+        // To JSON Schema 7.0 is an integer, to serde it is none.
+        let mut value: serde_json::Value = serde_json::from_slice(bytes).map_err(|_| failure.clone())?;
+        whole_numbers(&mut value);
+        serde_json::from_value(value).map_err(|_| failure)
+    })
+}
+
+/// Writes numbers without a fraction as integers.
+#[expect(clippy::cast_possible_truncation, reason = "the range is checked before")]
+fn whole_numbers(value: &mut serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let exact = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 9_007_199_254_740_992.0);
+            if let Some(exact) = exact {
+                *value = Value::from(exact as i64);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(map) => map.values_mut().for_each(whole_numbers),
+        _ => {}
+    }
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -255,6 +281,11 @@ mod tests {
         use edgelink_api::rest::NewNetwork;
         let read = |text: &str| parse::<NewNetwork>(text.as_bytes());
         assert!(read(r#"{"name": "a", "subnet": "10.0.0.0/8"}"#).is_ok());
+        let route = |text: &str| parse::<edgelink_api::rest::UpdateRoute>(text.as_bytes());
+        assert_eq!(route(r#"{"priority": 7.0}"#).unwrap().priority, Some(7));
+        for bad in ["7.5", "65536.0", "-1.0", "1e300", "\"7\""] {
+            assert!(route(&format!(r#"{{"priority": {bad}}}"#)).is_err(), "{bad}");
+        }
         for bad in
             ["", "{", "[]", r#"{"name": 7, "subnet": "x"}"#, r#"{"name": "a"}"#, r#"{"name":"a","subnet":"x"} x"#]
         {

@@ -12,7 +12,7 @@ use http::{HeaderValue, StatusCode, header};
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 
 /// Why a request is not served.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Failure {
     status: StatusCode,
     kind: &'static str,

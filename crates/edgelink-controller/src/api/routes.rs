@@ -12,7 +12,6 @@ use edgelink_store::{NewRoute, Page, RouteChange, RouteDetails, RouteFilter, Sto
 use http::Uri;
 use ipnet::IpNet;
 use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use utoipa::IntoParams;
 
@@ -192,16 +191,7 @@ pub(super) async fn table(
     let cidr = q.cidr.as_deref().map(cidr).transpose()?.map(|cidr| cidr.to_string());
     let filter = RouteFilter { network, cidr, enabled: q.enabled, node: None };
     let routes = session.store.list_routes(&filter, Page::default()).await?;
-    let mut groups: BTreeMap<(u32, IpNet), Vec<rest::Gateway>> = BTreeMap::new();
-    for route in routes.items {
-        let key = (route.network_id.0, route.record.cidr);
-        groups.entry(key).or_default().push(rows::gateway(route));
-    }
-    let group = |((network_id, cidr), mut gateways): ((u32, IpNet), Vec<rest::Gateway>)| {
-        gateways.sort_by_key(|g| (std::cmp::Reverse(g.priority), g.route_id));
-        rest::RouteGroup { network_id, cidr: cidr.to_string(), gateways }
-    };
-    Ok(axum::Json(groups.into_iter().map(group).collect()))
+    Ok(axum::Json(rows::route_groups(routes.items)))
 }
 
 /// Show a route, whichever node's it is.

@@ -77,7 +77,7 @@ pub(super) fn document() -> Value {
 /// Adds security, the errors that any such operation can end in, and the headers of lists.
 fn complete(path: &str, method: &str, operation: &mut Value, guarded: bool) {
     let has_body = operation.get("requestBody").is_some();
-    let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+    let parameters = operation.get("parameters").and_then(Value::as_array).cloned().unwrap_or_default();
     let has = |name: &str| parameters.iter().any(|parameter| parameter["name"] == name);
     let changes = method != "get" && guarded;
     let mut errors =
@@ -106,6 +106,11 @@ fn complete(path: &str, method: &str, operation: &mut Value, guarded: bool) {
     }
     if path.starts_with("/api/v1/admins/") && has_body {
         errors.push((429, "Too many attempts"));
+    }
+    for parameter in operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten() {
+        if parameter["in"] == "path" {
+            parameter["example"] = 1.into();
+        }
     }
     let problem = json!({ "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } });
     for (status, description) in errors {

@@ -11,6 +11,8 @@ const ACCOUNT_REFILL: Duration = Duration::from_secs(30);
 /// The same per address, from which several people may come.
 const ADDRESS_BURST: u32 = 20;
 const ADDRESS_REFILL: Duration = Duration::from_secs(6);
+/// Refusals of one account or address are put on record this often, together.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Accounts and addresses that are remembered; beyond it those with the most attempts left are forgotten.
 const MAX_ENTRIES: usize = 10_000;
 
@@ -30,6 +32,19 @@ enum Key {
 struct Bucket {
     /// When it will be full again.
     full_at: Instant,
+    /// Refusals that nobody was told of, and when somebody was last.
+    unreported: u32,
+    reported: Option<Instant>,
+}
+
+/// An attempt that is not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    /// How long until there is one.
+    pub(super) wait: Duration,
+    /// How many refusals to put on record now; `None`: a later line will count this one. A flood of logins must not
+    /// become a flood of rows.
+    pub(super) report: Option<u32>,
 }
 
 impl Key {
@@ -43,15 +58,15 @@ impl Key {
 
 impl Throttle {
     /// Takes an attempt, or says after how long there will be one.
-    pub(super) fn attempt(&mut self, account: &str, address: Option<IpAddr>, now: Instant) -> Result<(), Duration> {
+    pub(super) fn attempt(&mut self, account: &str, address: Option<IpAddr>, now: Instant) -> Result<(), Refused> {
         let keys = keys(account, address);
-        let wait = keys.iter().filter_map(|key| self.wait(key, now)).max();
-        if let Some(wait) = wait {
-            return Err(wait);
+        let worst = keys.iter().filter_map(|key| Some((self.wait(key, now)?, key))).max_by_key(|(wait, _)| *wait);
+        if let Some((wait, key)) = worst {
+            return Err(Refused { wait, report: self.report(key, now) });
         }
         for key in keys {
             let (_, refill) = key.limits();
-            let bucket = self.buckets.entry(key).or_insert(Bucket { full_at: now });
+            let bucket = self.buckets.entry(key).or_insert(Bucket { full_at: now, unreported: 0, reported: None });
             bucket.full_at = bucket.full_at.max(now) + refill;
         }
         self.forget(now);
@@ -80,6 +95,16 @@ impl Throttle {
         let (burst, refill) = key.limits();
         let owed = self.buckets.get(key)?.full_at.saturating_duration_since(now);
         owed.checked_sub(refill * (burst - 1)).filter(|wait| !wait.is_zero())
+    }
+
+    fn report(&mut self, key: &Key, now: Instant) -> Option<u32> {
+        let bucket = self.buckets.get_mut(key)?;
+        bucket.unreported = bucket.unreported.saturating_add(1);
+        let due = bucket.reported.is_none_or(|at| now.saturating_duration_since(at) >= REPORT_INTERVAL);
+        due.then(|| {
+            bucket.reported = Some(now);
+            std::mem::take(&mut bucket.unreported)
+        })
     }
 
     fn forget(&mut self, now: Instant) {
@@ -121,12 +146,34 @@ mod tests {
         for n in 0..ACCOUNT_BURST {
             assert_eq!(throttle.attempt("alice", ip(n as u8), start), Ok(()));
         }
-        assert_eq!(throttle.attempt("ALICE", ip(9), start), Err(ACCOUNT_REFILL));
+        assert_eq!(wait(throttle.attempt("ALICE", ip(9), start)), Some(ACCOUNT_REFILL));
         assert_eq!(throttle.attempt("bob", ip(9), start), Ok(()), "others are not held back");
         let later = start + ACCOUNT_REFILL;
-        assert_eq!(throttle.attempt("alice", None, later - Duration::from_millis(1)), Err(Duration::from_millis(1)));
+        assert_eq!(
+            wait(throttle.attempt("alice", None, later - Duration::from_millis(1))),
+            Some(Duration::from_millis(1))
+        );
         assert_eq!(throttle.attempt("alice", None, later), Ok(()));
-        assert_eq!(throttle.attempt("alice", None, later), Err(ACCOUNT_REFILL));
+        assert_eq!(wait(throttle.attempt("alice", None, later)), Some(ACCOUNT_REFILL));
+    }
+
+    fn wait(attempt: Result<(), Refused>) -> Option<Duration> {
+        attempt.err().map(|refused| refused.wait)
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
+    fn a_flood_is_reported_together() {
+        let (mut throttle, start) = (Throttle::default(), Instant::now());
+        for _ in 0..ACCOUNT_BURST {
+            throttle.attempt("alice", None, start).unwrap();
+        }
+        let mut refuse =
+            |seconds: u64| throttle.attempt("alice", None, start + Duration::from_secs(seconds)).unwrap_err().report;
+        assert_eq!(refuse(0), Some(1));
+        assert_eq!((refuse(1), refuse(2), refuse(9)), (None, None, None));
+        assert_eq!(refuse(10), Some(4));
+        assert_eq!(refuse(11), None);
     }
 
     #[test]
@@ -136,7 +183,7 @@ mod tests {
         for n in 0..ADDRESS_BURST {
             assert_eq!(throttle.attempt(&format!("user{n}"), ip(1), start), Ok(()));
         }
-        assert_eq!(throttle.attempt("alice", ip(1), start), Err(ADDRESS_REFILL));
+        assert_eq!(wait(throttle.attempt("alice", ip(1), start)), Some(ADDRESS_REFILL));
         assert_eq!(throttle.attempt("alice", ip(2), start), Ok(()));
         assert_eq!(throttle.attempt("alice", None, start), Ok(()), "an unknown address has no bucket");
     }

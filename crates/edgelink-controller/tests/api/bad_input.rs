@@ -148,6 +148,29 @@ fn bodies_that_are_too_large_not_json_or_never_end() {
 }
 
 #[test]
+fn one_address_cannot_take_all_connections() {
+    let c = Controller::start();
+    let mut crowd: Vec<_> = (0..256).map(|_| c.connect()).collect();
+    // Closed before a byte: accepted by the kernel, refused by the controller.
+    let mut refused = c.connect();
+    let _ = refused.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+    let mut byte = [0];
+    let answer = std::io::Read::read(&mut refused, &mut byte);
+    assert!(matches!(answer, Ok(0) | Err(_)), "{answer:?}");
+    // Whoever goes makes room.
+    crowd.truncate(200);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let mut stream = c.connect();
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+        if std::io::Read::read(&mut stream, &mut byte).is_ok_and(|n| n == 1) {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "still kept out");
+    }
+}
+
+#[test]
 fn no_secret_is_in_any_answer_or_log() {
     let c = Controller::start();
     c.post("/api/v1/admins", json!({ "username": "bob", "password": "bob's password" })).json();

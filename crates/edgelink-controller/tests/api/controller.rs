@@ -94,14 +94,7 @@ impl Controller {
     }
 
     pub(crate) fn knock_with(&self, machine: u8, auth_key: Option<&str>) -> NodeRecord {
-        let request = EnrollRequest {
-            machine_key_pub: [machine; 32],
-            auth_key_hash: auth_key.map(edgelink_auth::auth_key::hash),
-            host: HostInfo { hostname: format!("host{machine}"), ..HostInfo::default() },
-            now_unix_ms: 1_700_000_000_000,
-            require_authorization: true,
-        };
-        self.store(async |store| store.enroll(request).await.unwrap())
+        self.store(async |store| store.enroll(knock(machine, auth_key)).await.unwrap())
     }
 
     pub(crate) fn login(&self, username: &str, password: &str) -> Answer {
@@ -237,6 +230,17 @@ fn unchunk(mut body: &str) -> String {
         body = &rest[size + 2..];
     }
     out
+}
+
+/// What a machine says when it knocks.
+pub(crate) fn knock(machine: u8, auth_key: Option<&str>) -> EnrollRequest {
+    EnrollRequest {
+        machine_key_pub: [machine; 32],
+        auth_key_hash: auth_key.map(edgelink_auth::auth_key::hash),
+        host: HostInfo { hostname: format!("host{machine}"), ..HostInfo::default() },
+        now_unix_ms: 1_700_000_000_000,
+        require_authorization: true,
+    }
 }
 
 pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {

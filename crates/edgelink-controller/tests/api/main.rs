@@ -9,7 +9,10 @@
 
 mod bad_input;
 mod controller;
+mod ctl;
+mod isolation;
 mod login;
 mod resources;
+mod schemathesis;
 
 use controller::{Answer, Controller};
