@@ -84,7 +84,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
 
 /// Days from 1970-01-01; `None` for days that there are not.
 fn days(year: u64, month: u64, day: u64) -> Option<i64> {
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let length = match month {
         2 if leap => 29,
         2 => 28,
@@ -193,7 +193,7 @@ mod tests {
         for days in 0..400 * 366 {
             assert_eq!(civil(days), (year, month, day), "{days}");
             assert_eq!(super::days(year, month, day), i64::try_from(days).ok());
-            let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
             let length = match month {
                 2 if leap => 29,
                 2 => 28,
