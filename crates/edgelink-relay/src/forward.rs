@@ -123,7 +123,7 @@ impl Relay {
     fn route(&self, origin: Origin, way: Way, now: Now) -> Result<Hop, DropReason> {
         match origin {
             Origin::Mesh { relay, .. } => {
-                let network = self.locations.network_at(way.src, relay).ok_or(DropReason::ForgedSource)?;
+                let network = self.locations.network_at(way.src, relay, now.mono).ok_or(DropReason::ForgedSource)?;
                 self.node_here(network, way.dst).map(Hop::Node)
             }
             Origin::Node { network, .. } => match self.node_here(network, way.dst) {

@@ -12,7 +12,7 @@ use crate::timers::Timers;
 use crate::uplink::Uplink;
 use bytes::Bytes;
 use edgelink_auth::token::{RelayVerifier, Revocations};
-use edgelink_model::records::RevocationRecord;
+use edgelink_model::records::{RevocationRecord, RevocationTarget};
 use edgelink_model::{ErrorCode, NodeId, Now};
 use edgelink_wire::control::{self, proto};
 use edgelink_wire::{Flags, WireError};
@@ -106,6 +106,9 @@ impl Relay {
     /// Adds a revocation, and closes the connections that it concerns at once, with ERROR 1003.
     pub fn revoke(&mut self, record: &RevocationRecord, now: Now) {
         self.revocations.insert(record);
+        if let RevocationTarget::Node { node_id, .. } = record.target {
+            self.locations.forget(node_id);
+        }
         self.enforce_revocations(now);
     }
 

@@ -207,7 +207,7 @@ impl Relay {
             let frame = frame.map_err(damaged)?;
             match reassembler.push(&frame).map_err(damaged)?.map(|received| received.message) {
                 Some(ControlMessage::Config(config)) => self.apply_config(config, now).map_err(RestoreError)?,
-                Some(ControlMessage::ServerNodeLoc(locations)) => self.locations.update(&locations),
+                Some(ControlMessage::ServerNodeLoc(locations)) => self.locations.update(&locations, now.mono),
                 Some(_) => return Err(RestoreError("it holds messages that do not belong there".to_owned())),
                 None => {}
             }
@@ -348,8 +348,11 @@ impl Relay {
                     self.events.push_back(RelayEvent::StateChanged);
                 }
             }
-            ControlMessage::ServerNodeLoc(locations) => {
-                self.locations.update(&locations);
+            ControlMessage::ServerNodeLoc(mut locations) => {
+                if std::mem::take(&mut locations.full) {
+                    self.locations.fade(now.mono);
+                }
+                self.locations.update(&locations, now.mono);
                 self.events.push_back(RelayEvent::StateChanged);
             }
             ControlMessage::ServerBlacklist(blacklist) => {

@@ -55,13 +55,15 @@ impl UdpFlow {
         receiving.set_read_timeout(Some(INTERVAL))?;
         let sending = from.host.udp_socket(SocketAddr::new(from.overlay()?, port))?;
         sending.connect(target)?;
+        // What an earlier flow sent may still be on its way, for as long as TCP tries.
+        let tag = crate::random::<8>()?;
         let ended = Arc::new(AtomicBool::new(false));
         let sender = std::thread::spawn({
             let ended = ended.clone();
             move || {
                 let (begin, mut sent) = (Instant::now(), 0_u64);
                 while !ended.load(Ordering::Relaxed) {
-                    match sending.send(&sent.to_be_bytes()) {
+                    match sending.send(&[tag, sent.to_be_bytes()].concat()) {
                         Ok(_) => {}
                         // A full queue, or no route for a moment: the packet is lost.
                         Err(error) if error.kind() != ErrorKind::InvalidInput => {}
@@ -84,8 +86,10 @@ impl UdpFlow {
                         until = Some(Instant::now() + LINGER);
                     }
                     match receiving.recv(&mut buffer) {
-                        Ok(8) => {
-                            let number = buffer.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+                        Ok(16) if !buffer.starts_with(&tag) => {}
+                        Ok(16) => {
+                            let number = buffer.get(8..).and_then(<[u8]>::first_chunk);
+                            let number = number.map_or(0, |bytes| u64::from_be_bytes(*bytes));
                             seen.push((number, Instant::now()));
                             arrivals.fetch_add(1, Ordering::Relaxed);
                         }
