@@ -3,112 +3,28 @@
 //! AUTH_REQUEST (machine key) → AUTH_RESPONSE (challenge) → AUTH_REQUEST (signature) → AUTH_RESPONSE (ids, addresses,
 //! tokens) → KEY_ANNOUNCE → CONFIG. A node that waits for authorization keeps its connection.
 
-use crate::fanout::COALESCE;
+use crate::connections::{Conn, IDLE_TIMEOUT, Ready, State, UNAUTHENTICATED_LIMIT};
 use crate::registry::is_member;
-use crate::signalling::Signalling;
-use crate::timers::Timers;
+use crate::tokens::{Held, RENEWED_PER_TURN};
 use crate::{ConnId, Control, Enrolled, Event, StoreOp, messages};
-use edgelink_auth::token::{AuthClaims, RelayClaims, new_jti};
 use edgelink_auth::{MachinePublic, SignedStatement, auth_key, challenge};
-use edgelink_model::records::{ChangeId, EnrollError, EnrollRequest, HostInfo, NodeKeyRecord, NodeRecord};
-use edgelink_model::{ErrorCode, NetworkId, NodeId, Now};
-use edgelink_wire::control::{ControlMessage, Reassembler, Received, proto};
+use edgelink_model::records::{EnrollError, EnrollRequest, HostInfo, NodeKeyRecord, NodeRecord};
+use edgelink_model::{ErrorCode, NodeId, Now};
+use edgelink_wire::control::{ControlMessage, Received, proto};
 use edgelink_wire::key_announce::KeyAnnounce;
 use edgelink_wire::ping::Ping;
 use edgelink_wire::{Flags, Frame, FrameType};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Time from accept to the proof of the machine key, and from AUTH_RESPONSE to KEY_ANNOUNCE (DESIGN §6).
-pub(crate) const AUTH_TIMEOUT: Duration = Duration::from_secs(10);
-/// Nodes send a PING at least every 25 s (DESIGN §9); three missed ones mean the connection is gone.
-pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
-/// Until a node is authenticated its messages are small, in pieces as well (DESIGN §6).
-pub(crate) const UNAUTHENTICATED_LIMIT: usize = 4096;
 /// Afterwards they are reports, with room for ten thousand peers. A list of empty elements takes two hundred times its
 /// bytes in memory: with the protocol's limit of 8 MiB, a kilobyte from a hostile node would take 1.6 GB.
 const NODE_LIMIT: usize = 256 << 10;
-/// relay_tokens are refreshed this long before they expire (specification §4.3), auth_tokens 2 h before.
-const RELAY_REFRESH_BEFORE: Duration = Duration::from_secs(15 * 60);
-const AUTH_REFRESH_BEFORE: Duration = Duration::from_secs(2 * 3600);
 /// A node that cannot apply its configuration is sent a full one at most this often.
 pub(crate) const RESEND_INTERVAL: Duration = Duration::from_secs(1);
 /// How far a node's statement may lie in our future; its clock follows ours (DESIGN §2).
 const CLOCK_LEEWAY_SECS: u64 = 600;
 /// Longest string that a node may say of its host.
 const MAX_HOST_FIELD: usize = 255;
-
-pub(crate) struct Conn {
-    pub(crate) state: State,
-    reassembler: Reassembler,
-    id: ConnId,
-    /// The next moment at which the connection needs attention, and the earliest timer that is set for it.
-    deadline: Instant,
-    armed: Option<Instant>,
-    last_received: Instant,
-    pub(crate) signalling: Signalling,
-}
-
-pub(crate) enum State {
-    /// Waits for the first AUTH_REQUEST.
-    Hello,
-    /// Waits for the signature.
-    Challenged { machine: MachinePublic, challenge: [u8; 32], host: HostInfo },
-    /// Waits for the database.
-    Enrolling { machine: MachinePublic },
-    /// Authenticated, waits for an administrator.
-    Pending { node: NodeId },
-    /// A member of its network.
-    Ready(Ready),
-}
-
-pub(crate) struct Ready {
-    pub(crate) node: NodeId,
-    pub(crate) network: NetworkId,
-    /// Version that the node was sent last; `None` before its first CONFIG.
-    pub(crate) sent_version: Option<ChangeId>,
-    /// When tokens are renewed.
-    refresh_at: Instant,
-    last_resend: Option<Instant>,
-}
-
-impl Conn {
-    pub(crate) fn network(&self) -> Option<NetworkId> {
-        match &self.state {
-            State::Ready(ready) => Some(ready.network),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn sent_version(&self) -> Option<ChangeId> {
-        match &self.state {
-            State::Ready(ready) => ready.sent_version,
-            _ => None,
-        }
-    }
-
-    fn node(&self) -> Option<NodeId> {
-        match &self.state {
-            State::Pending { node } => Some(*node),
-            State::Ready(ready) => Some(ready.node),
-            _ => None,
-        }
-    }
-
-    fn authenticated(&self) -> bool {
-        matches!(self.state, State::Pending { .. } | State::Ready(_))
-    }
-
-    /// Sets the next moment of attention from the state.
-    fn schedule(&mut self, timers: &mut Timers) {
-        let idle = self.last_received + IDLE_TIMEOUT;
-        self.deadline = match &self.state {
-            State::Hello | State::Challenged { .. } => self.deadline,
-            State::Enrolling { .. } | State::Pending { .. } => idle,
-            State::Ready(ready) => idle.min(ready.refresh_at),
-        };
-        timers.set(self.id, self.deadline, &mut self.armed);
-    }
-}
 
 /// Why a connection ends or a message is refused: the code and a sentence for the node's user.
 pub(crate) struct Refusal(pub(crate) ErrorCode, pub(crate) String);
@@ -117,15 +33,7 @@ impl Control {
     /// A WebSocket on `/ws/control` was opened.
     pub fn connect(&mut self, now: Now) -> ConnId {
         let id = self.next_id();
-        let mut conn = Conn {
-            state: State::Hello,
-            reassembler: Reassembler::with_limit(UNAUTHENTICATED_LIMIT),
-            id,
-            deadline: now.mono + AUTH_TIMEOUT,
-            armed: None,
-            last_received: now.mono,
-            signalling: Signalling::default(),
-        };
+        let mut conn = Conn::new(id, now);
         conn.schedule(&mut self.timers);
         self.conns.insert(id, conn);
         id
@@ -149,7 +57,7 @@ impl Control {
         if self.servers.is_server(id) {
             return self.handle_server_message(id, message, now, rng);
         }
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         conn.last_received = now.mono;
         if !conn.authenticated() && message.len() > UNAUTHENTICATED_LIMIT {
             let text = format!("a message of {} bytes before authentication; the limit is 4096", message.len());
@@ -163,11 +71,11 @@ impl Control {
             if let Err((ty, refusal)) = outcome {
                 return self.refuse(id, ty, refusal, now);
             }
-            if !self.conns.contains_key(&id) {
+            if !self.conns.contains(id) {
                 return;
             }
         }
-        if let Some(conn) = self.conns.get_mut(&id) {
+        if let Some(conn) = self.conns.get_mut(id) {
             conn.schedule(&mut self.timers);
         }
     }
@@ -187,12 +95,12 @@ impl Control {
         if self.servers.is_server(id) {
             return self.servers.is_authenticated(id);
         }
-        self.conns.get(&id).is_some_and(|c| matches!(c.state, State::Enrolling { .. }) || c.authenticated())
+        self.conns.get(id).is_some_and(|c| matches!(c.state(), State::Enrolling { .. }) || c.authenticated())
     }
 
     /// The outcome of [`StoreOp::Enroll`]; the change that it caused has been applied before.
     pub fn handle_enrolled(&mut self, id: ConnId, outcome: Enrolled, now: Now, rng: &mut impl rand_core::Rng) {
-        let Some(State::Enrolling { machine }) = self.conns.get(&id).map(|c| &c.state) else { return };
+        let Some(State::Enrolling { machine }) = self.conns.get(id).map(Conn::state) else { return };
         let machine = *machine;
         match outcome {
             Ok(record) if record.machine_key_pub == machine.0 => self.enter(id, &record, now, rng),
@@ -211,12 +119,8 @@ impl Control {
 
     /// The node was authorized: if it waits, it is let in.
     pub(crate) fn admit(&mut self, node: NodeId, now: Now, rng: &mut impl rand_core::Rng) {
-        let waiting: Vec<ConnId> = self
-            .conns
-            .iter()
-            .filter(|(_, c)| matches!(c.state, State::Pending { node: pending } if pending == node))
-            .map(|(id, _)| *id)
-            .collect();
+        let pending = |id: &ConnId| matches!(self.conns.get(*id).map(Conn::state), Some(State::Pending { .. }));
+        let waiting: Vec<ConnId> = self.conns.of_node(node).into_iter().filter(pending).collect();
         let Some(record) = self.registry.nodes.get(&node).cloned() else { return };
         for id in waiting {
             self.enter(id, &record, now, rng);
@@ -225,9 +129,7 @@ impl Control {
 
     /// The node may not stay: its connection falls back to waiting, or is closed when the node was deleted.
     pub(crate) fn expel(&mut self, node: NodeId, deleted: bool, now: Now) {
-        let theirs: Vec<ConnId> =
-            self.conns.iter().filter(|(_, c)| c.node() == Some(node)).map(|(id, _)| *id).collect();
-        for id in theirs {
+        for id in self.conns.of_node(node) {
             let text = if deleted {
                 "this node was deleted by an administrator"
             } else {
@@ -238,8 +140,7 @@ impl Control {
                 continue;
             }
             self.leave_network(id, now);
-            if let Some(conn) = self.conns.get_mut(&id) {
-                conn.state = State::Pending { node };
+            if let Some(conn) = self.conns.set_state(id, State::Pending { node }) {
                 conn.schedule(&mut self.timers);
             }
             self.send_error(id, 0, &Refusal(ErrorCode::NodeNotAuthorized, text.to_owned()));
@@ -247,24 +148,30 @@ impl Control {
     }
 
     pub(crate) fn expire_connections(&mut self, now: Now, rng: &mut impl rand_core::Rng) {
+        let mut renewed = 0;
         while let Some((at, id)) = self.timers.pop_due(now.mono) {
             if self.servers.is_server(id) {
                 self.server_timer(id, at, now, rng);
                 continue;
             }
-            let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.armed == Some(at)) else { continue };
+            let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.armed == Some(at)) else { continue };
             conn.armed = None;
             if conn.deadline > now.mono {
                 // It was postponed.
                 self.timers.set(id, conn.deadline, &mut conn.armed);
                 continue;
             }
-            if let State::Ready(ready) = &mut conn.state
-                && ready.refresh_at <= now.mono
+            if let Some(ready) = conn.ready()
+                && ready.tokens.due().is_some_and(|due| due <= now.mono)
                 && conn.last_received + IDLE_TIMEOUT > now.mono
             {
                 let node = ready.node;
                 self.refresh_tokens(id, node, now, rng);
+                renewed += 1;
+                if renewed == RENEWED_PER_TURN {
+                    // The rest is due at once, after whatever else waits: signing takes time.
+                    return;
+                }
                 continue;
             }
             if conn.authenticated() {
@@ -302,7 +209,7 @@ impl Control {
                 format!("frame type 0x{:02x} does not belong on the control channel", frame.ty),
             )),
             Some(_) => {
-                let Some(conn) = self.conns.get_mut(&id) else { return Ok(()) };
+                let Some(conn) = self.conns.get_mut(id) else { return Ok(()) };
                 // Strangers reach neither the decompressor nor anything else.
                 if !conn.authenticated() && frame.ty != FrameType::AuthRequest as u8 {
                     return Err(unexpected(frame.ty));
@@ -330,8 +237,8 @@ impl Control {
         now: Now,
         rng: &mut impl rand_core::Rng,
     ) -> Result<(), Refusal> {
-        let Some(conn) = self.conns.get_mut(&id) else { return Ok(()) };
-        match (received.message, &conn.state) {
+        let Some(conn) = self.conns.get_mut(id) else { return Ok(()) };
+        match (received.message, conn.state()) {
             (ControlMessage::AuthRequest(request), State::Hello) => self.handle_hello(id, request, now, rng),
             (ControlMessage::AuthRequest(request), State::Challenged { .. }) => {
                 self.handle_proof(id, request, now, rng)
@@ -389,9 +296,7 @@ impl Control {
         let mut challenge = [0; 32];
         rng.fill_bytes(&mut challenge);
         let host = host_info(request.host_info.unwrap_or_default());
-        if let Some(conn) = self.conns.get_mut(&id) {
-            conn.state = State::Challenged { machine, challenge, host };
-        }
+        self.conns.set_state(id, State::Challenged { machine, challenge, host });
         let response =
             proto::AuthResponse { challenge: challenge.to_vec(), server_time_ms: now.unix_ms, ..Default::default() };
         self.send(id, ControlMessage::AuthResponse(response), Flags::default());
@@ -405,8 +310,9 @@ impl Control {
         now: Now,
         rng: &mut impl rand_core::Rng,
     ) -> Result<(), Refusal> {
-        let Some(conn) = self.conns.get_mut(&id) else { return Ok(()) };
-        let State::Challenged { machine, challenge, host } = &conn.state else { return Ok(()) };
+        let Some(State::Challenged { machine, challenge, host }) = self.conns.get(id).map(Conn::state) else {
+            return Ok(());
+        };
         let (machine, challenge, host) = (*machine, *challenge, host.clone());
         if !self.config.hosts.is_empty() && !self.config.hosts.contains(&request.host.to_ascii_lowercase()) {
             let text = format!(
@@ -419,11 +325,15 @@ impl Control {
         machine.verify(&message, &request.signature).map_err(|_| {
             Refusal(ErrorCode::BadSignature, "the machine key's signature of the challenge does not verify".to_owned())
         })?;
-        conn.state = State::Enrolling { machine };
+        let shown = !request.token.is_empty();
+        if shown {
+            self.check_auth_token(&request.token, &machine, now)?;
+        }
+        self.conns.set_state(id, State::Enrolling { machine });
         let auth_key_hash = (!request.auth_key.is_empty()).then(|| auth_key::hash(&request.auth_key));
-        // A member that comes back needs no database: the network lives on while that is away (DESIGN §4).
+        // A member that shows its auth_token needs no database: the network lives on while that is away (DESIGN §4).
         match self.registry.node_by_machine(&machine.0) {
-            Some(record) if is_member(record) && record.host == host => {
+            Some(record) if shown && is_member(record) && record.host == host => {
                 let record = record.clone();
                 self.enter(id, &record, now, rng);
             }
@@ -444,8 +354,7 @@ impl Control {
     /// The machine is known; it becomes a member, or waits.
     fn enter(&mut self, id: ConnId, record: &NodeRecord, now: Now, rng: &mut impl rand_core::Rng) {
         if !is_member(record) {
-            if let Some(conn) = self.conns.get_mut(&id) {
-                conn.state = State::Pending { node: record.id };
+            if let Some(conn) = self.conns.set_state(id, State::Pending { node: record.id }) {
                 conn.schedule(&mut self.timers);
             }
             let text = format!(
@@ -458,22 +367,18 @@ impl Control {
         if let Some(old) = self.presence.by_node.remove(&record.id)
             && old != id
         {
-            self.conns.remove(&old);
+            self.conns.remove(old);
             self.events.push_back(Event::Close { conn: old });
             self.mark_presence(record.id, now);
         }
-        let Some((tokens, refresh_at)) = self.mint_tokens(record, now, rng) else {
+        let mut held = Held::default();
+        let Some(tokens) = self.mint_tokens(record, &mut held, now, rng) else {
             return self.refuse(id, FrameType::AuthRequest as u8, internal(), now);
         };
-        if let Some(conn) = self.conns.get_mut(&id) {
+        let (node, network) = (record.id, record.network_id);
+        let ready = Ready { node, network, sent_version: None, tokens: held, last_resend: None };
+        if let Some(conn) = self.conns.set_state(id, State::Ready(ready)) {
             conn.reassembler.set_limit(NODE_LIMIT);
-            conn.state = State::Ready(Ready {
-                node: record.id,
-                network: record.network_id,
-                sent_version: None,
-                refresh_at,
-                last_resend: None,
-            });
             conn.schedule(&mut self.timers);
         }
         let response = proto::AuthResponse {
@@ -487,7 +392,7 @@ impl Control {
 
     /// Takes a node's key statement: verified here, kept in the database, and pushed to peers from there.
     fn handle_key_announce(&mut self, id: ConnId, announce: &KeyAnnounce, now: Now) -> Result<(), Refusal> {
-        let state = self.conns.get(&id).map(|c| &c.state);
+        let state = self.conns.get(id).map(Conn::state);
         if matches!(state, Some(State::Pending { .. })) {
             // It was under way when the node lost its membership.
             return Ok(());
@@ -528,7 +433,7 @@ impl Control {
         if first {
             if let Some(old) = self.presence.by_node.insert(node, id) {
                 // It was admitted at the same time, before either had announced a key.
-                self.conns.remove(&old);
+                self.conns.remove(old);
                 self.events.push_back(Event::Close { conn: old });
             }
             self.events.push_back(Event::Store(StoreOp::Seen { node, online: true }));
@@ -543,11 +448,11 @@ impl Control {
     }
 
     fn handle_ack(&mut self, id: ConnId, ack: &proto::Ack, now: Now) {
-        let Some(State::Ready(ready)) = self.conns.get_mut(&id).map(|c| &mut c.state) else { return };
         if ack.error.is_empty() {
             return;
         }
         self.stats.config_errors += 1;
+        let Some(ready) = self.ready_mut(id) else { return };
         tracing::debug!(node = %ready.node, error = printable(&ack.error), "a node could not apply its configuration");
         if ready.last_resend.is_none_or(|at| now.mono.saturating_duration_since(at) >= RESEND_INTERVAL) {
             ready.last_resend = Some(now.mono);
@@ -555,68 +460,8 @@ impl Control {
         }
     }
 
-    /// Tokens name the relays that they are for: when those change, every node gets fresh ones at once (DESIGN §3).
-    pub(crate) fn renew_all_tokens(&mut self, now: Now) {
-        for conn in self.conns.values_mut() {
-            if let State::Ready(ready) = &mut conn.state {
-                ready.refresh_at = now.mono;
-                conn.schedule(&mut self.timers);
-            }
-        }
-    }
-
-    fn refresh_tokens(&mut self, id: ConnId, node: NodeId, now: Now, rng: &mut impl rand_core::Rng) {
-        let Some(record) = self.registry.nodes.get(&node).cloned() else { return };
-        let minted = self.mint_tokens(&record, now, rng);
-        let Some(conn) = self.conns.get_mut(&id) else { return };
-        let State::Ready(ready) = &mut conn.state else { return };
-        let Some((tokens, refresh_at)) = minted else {
-            // Try again soon; the living tokens still have some minutes.
-            ready.refresh_at = now.mono + Duration::from_secs(60);
-            return conn.schedule(&mut self.timers);
-        };
-        ready.refresh_at = refresh_at;
-        let version = ready.sent_version;
-        conn.schedule(&mut self.timers);
-        let Some(version) = version else { return };
-        let update = proto::ConfigUpdate {
-            from_version: version,
-            version,
-            tokens: Some(tokens),
-            ..proto::ConfigUpdate::default()
-        };
-        self.send(id, ControlMessage::ConfigUpdate(update), Flags::default());
-    }
-
-    /// Fresh tokens and when to renew them.
-    fn mint_tokens(
-        &self,
-        record: &NodeRecord,
-        now: Now,
-        rng: &mut impl rand_core::Rng,
-    ) -> Option<(proto::Tokens, Instant)> {
-        let machine = MachinePublic(record.machine_key_pub);
-        // Not before the node's last revocation, which would void the tokens of a node that was admitted again at once.
-        let iat = self.registry.revoked_before(record.id).max(now.unix_secs());
-        let auth_expires = iat + self.config.auth_token_lifetime.as_secs();
-        let relay_expires = iat + self.config.relay_token_lifetime.as_secs();
-        let auth =
-            AuthClaims::new(record.id, &machine, record.network_id, record.virtual_ip, iat, auth_expires, new_jti(rng));
-        let relays = self.registry.servers.values().filter(|s| s.enabled && s.relay).map(|s| s.id).collect();
-        let relay = RelayClaims::new(record.id, &machine, record.network_id, relays, iat, relay_expires, new_jti(rng));
-        let (auth_token, relay_token) = match (self.issuer.auth(&auth), self.issuer.relay(&relay)) {
-            (Ok(auth), Ok(relay)) => (auth, relay),
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::error!(%error, "tokens could not be signed");
-                return None;
-            }
-        };
-        let lead = |lifetime: Duration, before: Duration| lifetime.saturating_sub(before.min(lifetime / 4));
-        let refresh_in = lead(self.config.relay_token_lifetime, RELAY_REFRESH_BEFORE)
-            .min(lead(self.config.auth_token_lifetime, AUTH_REFRESH_BEFORE))
-            .max(COALESCE);
-        let tokens = proto::Tokens { auth_token, auth_expires, relay_token, relay_expires };
-        Some((tokens, now.mono + refresh_in))
+    pub(crate) fn ready_mut(&mut self, id: ConnId) -> Option<&mut Ready> {
+        self.conns.get_mut(id)?.ready_mut()
     }
 
     pub(crate) fn send_error(&mut self, id: ConnId, answers: u8, refusal: &Refusal) {
@@ -630,7 +475,7 @@ impl Control {
     }
 
     /// Tells why, and ends the connection.
-    fn refuse(&mut self, id: ConnId, answers: u8, refusal: Refusal, now: Now) {
+    pub(crate) fn refuse(&mut self, id: ConnId, answers: u8, refusal: Refusal, now: Now) {
         match refusal.0 {
             ErrorCode::UnsupportedVersion | ErrorCode::InvalidMessage | ErrorCode::MessageTooLarge => {
                 self.stats.bad_messages += 1;
@@ -645,12 +490,12 @@ impl Control {
 
     fn forget(&mut self, id: ConnId, now: Now) {
         self.leave_network(id, now);
-        self.conns.remove(&id);
+        self.conns.remove(id);
     }
 
     /// The connection's node is offline from now on, unless a newer connection has taken its place.
     fn leave_network(&mut self, id: ConnId, now: Now) {
-        let Some(node) = self.conns.get(&id).and_then(Conn::node) else { return };
+        let Some(node) = self.conns.get(id).and_then(Conn::node) else { return };
         if self.presence.by_node.get(&node) == Some(&id) {
             self.presence.by_node.remove(&node);
             self.locations.forget_report(node);

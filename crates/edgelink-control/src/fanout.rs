@@ -1,6 +1,6 @@
 //! Who must be told of a change: dirty sets per network, coalesced for 50 ms, encoded once (DESIGN §4).
 
-use crate::channel::{Conn, State};
+use crate::connections::Conn;
 use crate::messages::{self, Dirty};
 use crate::{ConnId, Control, Event};
 use bytes::Bytes;
@@ -41,6 +41,7 @@ impl Control {
             });
         }
         self.blacklist(&record, now);
+        self.revoked.push(record.target.clone());
         self.events.push_back(Event::Revoked(record));
     }
 
@@ -62,13 +63,8 @@ impl Control {
             let flags = if version == from { Flags::default() } else { Flags::ACK_REQUESTED };
             let Some(delta) = encode(ControlMessage::ConfigUpdate(update), flags) else { continue };
             let Some(catch_up) = encode(ControlMessage::ConfigUpdate(catch_up), Flags::default()) else { continue };
-            let ready: Vec<(ConnId, ChangeId)> = self
-                .conns
-                .iter()
-                .filter(|(_, conn)| conn.network() == Some(network))
-                .filter_map(|(id, conn)| Some((*id, conn.sent_version()?)))
-                .collect();
-            for (conn, sent) in ready {
+            for conn in self.conns.of_network(network) {
+                let Some(sent) = self.sent_version(conn) else { continue };
                 let message = match sent {
                     sent if sent == from => delta.clone(),
                     sent if sent == version => catch_up.clone(),
@@ -86,7 +82,7 @@ impl Control {
 
     /// Sends the full configuration of the connection's network.
     pub(crate) fn send_config(&mut self, conn: ConnId) {
-        let Some(network) = self.conns.get(&conn).and_then(Conn::network) else { return };
+        let Some(network) = self.conns.get(conn).and_then(Conn::network) else { return };
         let Some(version) = self.registry.networks.get(&network).map(|n| n.version) else { return };
         let message = match self.cached.get(&network) {
             Some(message) => message.clone(),
@@ -108,7 +104,7 @@ impl Control {
     pub(crate) fn send_identity(&mut self, node: NodeId) {
         let Some(conn) = self.presence.by_node.get(&node).copied() else { return };
         let Some(record) = self.registry.nodes.get(&node) else { return };
-        let Some(sent) = self.conns.get(&conn).and_then(Conn::sent_version) else { return };
+        let Some(sent) = self.conns.get(conn).and_then(Conn::sent_version) else { return };
         let update = proto::ConfigUpdate {
             from_version: sent,
             version: sent,
@@ -119,14 +115,14 @@ impl Control {
     }
 
     fn set_sent_version(&mut self, conn: ConnId, version: ChangeId) {
-        if let Some(State::Ready(ready)) = self.conns.get_mut(&conn).map(|c| &mut c.state) {
+        if let Some(ready) = self.ready_mut(conn) {
             ready.sent_version = Some(version);
         }
     }
 
     /// The configuration version that the connection's node was sent last.
     pub(crate) fn sent_version(&self, conn: ConnId) -> Option<ChangeId> {
-        self.conns.get(&conn).and_then(Conn::sent_version)
+        self.conns.get(conn).and_then(Conn::sent_version)
     }
 
     pub(crate) fn send(&mut self, conn: ConnId, message: ControlMessage, flags: Flags) {

@@ -11,6 +11,7 @@
 //! a shell applies the tail *before* it reports the outcome of an operation.
 
 mod channel;
+mod connections;
 mod fanout;
 pub mod latency;
 mod locations;
@@ -22,12 +23,13 @@ mod server_messages;
 mod servers;
 mod signalling;
 mod timers;
+mod tokens;
 
-use channel::Conn;
+use connections::Connections;
 use edgelink_auth::token::Issuer;
 use edgelink_model::records::{
     AnnouncedRoute, Change, ChangeId, EnrollError, EnrollRequest, NodeKeyRecord, NodeRecord, RevocationRecord,
-    ServerRecord, Snapshot,
+    RevocationTarget, ServerRecord, Snapshot,
 };
 use edgelink_model::{NetworkId, NodeId, Now, ServerId};
 use latency::{BestPath, LatencyMatrix};
@@ -70,7 +72,7 @@ pub struct ControlConfig {
 }
 
 /// Settings that nodes receive in CONFIG.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSettings {
     /// Period of node-key rotation, seconds.
     pub node_key_rotate_secs: u32,
@@ -213,7 +215,7 @@ pub struct Control {
     issuer: Issuer,
     registry: Registry,
     presence: Presence,
-    conns: BTreeMap<ConnId, Conn>,
+    conns: Connections,
     next_conn: u64,
     timers: Timers,
     servers: Servers,
@@ -227,6 +229,8 @@ pub struct Control {
     flush_at: Option<Instant>,
     /// Encoded full CONFIG per network, valid until something in it changes.
     cached: HashMap<NetworkId, bytes::Bytes>,
+    /// Revoked by the changes that are being applied; connections end when they are all known.
+    revoked: Vec<RevocationTarget>,
     events: VecDeque<Event>,
     stats: Stats,
 }
@@ -239,7 +243,7 @@ impl Control {
             issuer,
             registry: Registry::new(snapshot),
             presence: Presence::default(),
-            conns: BTreeMap::new(),
+            conns: Connections::default(),
             next_conn: 1,
             timers: Timers::default(),
             servers: Servers::default(),
@@ -250,6 +254,7 @@ impl Control {
             dirty: BTreeMap::new(),
             flush_at: None,
             cached: HashMap::new(),
+            revoked: Vec::new(),
             events: VecDeque::new(),
             stats: Stats::default(),
         }
@@ -324,6 +329,21 @@ impl Control {
                 self.react(effect, now, rng);
             }
         }
+        self.end_revoked(now);
+    }
+
+    /// Goes on with another configuration: nodes are told what is theirs to know, and get tokens of the new lifetimes.
+    pub fn reconfigure(&mut self, config: ControlConfig, now: Now) {
+        let old = std::mem::replace(&mut self.config, config);
+        let lifetimes = |config: &ControlConfig| (config.auth_token_lifetime, config.relay_token_lifetime);
+        if lifetimes(&old) != lifetimes(&self.config) {
+            self.renew_all_tokens(true, now);
+        }
+        if old.settings != self.config.settings {
+            for network in self.registry.networks.keys().copied().collect::<Vec<_>>() {
+                self.mark(network, now, |d| d.settings = true);
+            }
+        }
     }
 
     /// Replaces everything known: the position in `change_log` was pruned, or the database came back.
@@ -367,7 +387,7 @@ impl Control {
                 for network in self.registry.networks.keys().copied().collect::<Vec<_>>() {
                     self.mark(network, now, |d| d.servers = true);
                 }
-                self.renew_all_tokens(now);
+                self.renew_all_tokens(false, now);
             }
             Effect::Identity(node) => self.send_identity(node),
             Effect::Admitted(node) => {

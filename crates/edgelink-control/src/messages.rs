@@ -18,6 +18,7 @@ pub(crate) struct Dirty {
     pub(crate) network: bool,
     pub(crate) routes: bool,
     pub(crate) servers: bool,
+    pub(crate) settings: bool,
     pub(crate) revocations: Vec<RevocationRecord>,
 }
 
@@ -72,6 +73,7 @@ pub(crate) fn update(
             .then(|| proto::RouteList { routes: registry.network_routes(network).map(|r| route(r, dead)).collect() }),
         relays: dirty.servers.then(|| proto::RelayList { relays: relays(registry, settings) }),
         stun_servers: dirty.servers.then(|| proto::StunList { servers: stun_servers(registry) }),
+        settings: dirty.settings.then(|| settings_message(settings)),
         revocations: dirty.revocations.iter().filter(|r| concerns(registry, r, network)).map(revocation).collect(),
         ..proto::ConfigUpdate::default()
     })

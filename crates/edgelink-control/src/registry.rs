@@ -3,6 +3,7 @@
 //! The database is the truth (DESIGN §4); nothing here is ever written back. [`Registry::apply`] says what each change
 //! means to the nodes, so that the configuration version moves only when a node must know something.
 
+use edgelink_auth::token::Revocations;
 use edgelink_model::records::{
     Change, ChangeId, NetworkRecord, NodeRecord, RevocationRecord, RevocationTarget, RouteRecord, ServerRecord,
     Snapshot,
@@ -29,6 +30,10 @@ pub(crate) struct Registry {
     pub(crate) routes: BTreeMap<NodeId, Vec<RouteRecord>>,
     pub(crate) servers: BTreeMap<ServerId, ServerRecord>,
     pub(crate) revocations: BTreeMap<String, RevocationRecord>,
+    /// The same by token and by node.
+    revoked: Revocations,
+    /// When the first of them may be forgotten, Unix seconds.
+    revocations_expire: Option<u64>,
     by_machine: BTreeMap<[u8; 32], NodeId>,
     /// Newest change applied.
     version: ChangeId,
@@ -69,7 +74,7 @@ impl Registry {
             this.routes.entry(route.node_id).or_default().push(route);
         }
         this.servers = snapshot.servers.into_iter().map(|s| (s.id, s)).collect();
-        this.revocations = snapshot.revocations.into_iter().map(|r| (r.id.clone(), r)).collect();
+        snapshot.revocations.into_iter().for_each(|record| _ = this.revoke(record));
         this
     }
 
@@ -122,10 +127,9 @@ impl Registry {
             Change::ServerDeleted(server) => {
                 self.servers.remove(&server).map(|_| Effect::Servers).into_iter().collect()
             }
-            Change::Revoked(record) => match self.revocations.insert(record.id.clone(), record.clone()) {
-                Some(old) if old == record => Vec::new(),
-                _ => vec![Effect::Revoked(record)],
-            },
+            // The shell's business: it reads its configuration again.
+            Change::Setting(_) => Vec::new(),
+            Change::Revoked(record) => self.revoke(record).map(Effect::Revoked).into_iter().collect(),
         };
         for effect in &effects {
             self.bump(effect, id);
@@ -162,18 +166,30 @@ impl Registry {
         changes
     }
 
-    /// Tokens of the node that were issued before this moment (Unix seconds) are void; 0 when none are.
-    pub(crate) fn revoked_before(&self, node: NodeId) -> u64 {
-        let of_node = self.revocations.values().filter_map(|r| match &r.target {
-            RevocationTarget::Node { node_id, issued_before } if *node_id == node => Some(*issued_before),
-            _ => None,
-        });
-        of_node.max().unwrap_or(0)
+    /// What is revoked, by token and by node.
+    pub(crate) fn revoked(&self) -> &Revocations {
+        &self.revoked
     }
 
-    /// Forgets revocations whose tokens have expired anyway.
+    /// Forgets revocations whose tokens have expired anyway. Looks at them only when one is due.
     pub(crate) fn expire_revocations(&mut self, now_secs: u64) {
+        if self.revocations_expire.is_none_or(|at| at > now_secs) {
+            return;
+        }
         self.revocations.retain(|_, r| r.expires_at > now_secs);
+        self.revoked = self.revocations.values().collect();
+        self.revocations_expire = self.revocations.values().map(|r| r.expires_at).min();
+    }
+
+    /// Takes a revocation over; gives it back if it is news.
+    fn revoke(&mut self, record: RevocationRecord) -> Option<RevocationRecord> {
+        if self.revocations.get(&record.id) == Some(&record) {
+            return None;
+        }
+        self.revoked.insert(&record);
+        self.revocations_expire = Some(self.revocations_expire.unwrap_or(u64::MAX).min(record.expires_at));
+        self.revocations.insert(record.id.clone(), record.clone());
+        Some(record)
     }
 
     fn bump(&mut self, effect: &Effect, id: ChangeId) {

@@ -5,9 +5,8 @@
 //! a server wins. A server that is disabled keeps its connection, learns that it is not in the list of relays (so it
 //! links with nobody), and is back within a second of `server enable`.
 
-use crate::channel::{
-    AUTH_TIMEOUT, IDLE_TIMEOUT, RESEND_INTERVAL, Refusal, UNAUTHENTICATED_LIMIT, printable, unexpected, wire,
-};
+use crate::channel::{RESEND_INTERVAL, Refusal, printable, unexpected, wire};
+use crate::connections::{AUTH_TIMEOUT, IDLE_TIMEOUT, UNAUTHENTICATED_LIMIT};
 use crate::fanout::{COALESCE, encode};
 use crate::locations::KEPT;
 use crate::registry::is_member;
@@ -442,11 +441,7 @@ impl Control {
             let text = format!("{error}: make another with `edgelink-ctl server token`");
             Refusal(error.code(), text)
         })?;
-        let revoked = self.registry.revocations.values().any(|record| match &record.target {
-            RevocationTarget::Jti(jti) => *jti == claims.jti,
-            RevocationTarget::Node { .. } => false,
-        });
-        if revoked {
+        if self.registry.revoked().is_jti_revoked(&claims.jti) {
             return Err(Refusal(ErrorCode::TokenRevoked, "this server_token was revoked".to_owned()));
         }
         let server = claims.server_id;

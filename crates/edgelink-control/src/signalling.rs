@@ -1,6 +1,5 @@
 //! P2P signalling: what one node of a network tells another through the controller (specification §6.3).
 
-use crate::channel::State;
 use crate::{ConnId, Control};
 use edgelink_model::{NodeId, Now};
 use edgelink_wire::Flags;
@@ -23,8 +22,8 @@ impl Control {
     /// Forwards P2P_INIT or P2P_ENDPOINT to the node that it names, which gets the sender's id in its place. A node of
     /// another network is nobody, and nobody is told so: the attempt times out.
     pub(crate) fn forward_signal(&mut self, from: ConnId, message: ControlMessage, now: Now) {
-        let Some(conn) = self.conns.get_mut(&from) else { return };
-        let State::Ready(ready) = &conn.state else { return };
+        let Some(conn) = self.conns.get_mut(from) else { return };
+        let Some(ready) = conn.ready() else { return };
         let (sender, network) = (ready.node, ready.network);
         if !conn.signalling.allows(now.mono) {
             return;
@@ -41,7 +40,7 @@ impl Control {
             _ => return,
         };
         let Some(to) = self.presence.by_node.get(&NodeId(to)).copied().filter(|to| *to != from) else { return };
-        if self.conns.get(&to).and_then(|conn| conn.network()) == Some(network) {
+        if self.conns.get(to).and_then(|conn| conn.network()) == Some(network) {
             self.send(to, message, Flags::NONE);
         }
     }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use bytes::Bytes;
-use edgelink_auth::token::{Issuer, ServerClaims, TokenKeys};
+use edgelink_auth::token::{AuthClaims, Issuer, ServerClaims, TokenKeys};
 use edgelink_auth::{KeyStatement, MachineKey, NodeKey, SignedStatement, challenge};
 use edgelink_control::{ConnId, Control, ControlConfig, Event, StoreOp};
 use edgelink_model::records::{
@@ -129,6 +129,13 @@ impl World {
         (conn, config, loc)
     }
 
+    /// What the controller gave a node before.
+    fn auth_token(&self, id: u32) -> String {
+        let (iat, network) = (START_MS / 1000, NetworkId(if id < 20 { 1 } else { 2 }));
+        let claims = AuthClaims::new(NodeId(id), &machine(id).public(), network, None, iat, iat + 86_400, "t".into());
+        self.control.issuer().auth(&claims).unwrap()
+    }
+
     fn join(&mut self, id: u32) -> ConnId {
         let machine = machine(id);
         let now = self.now();
@@ -147,6 +154,7 @@ impl World {
             proto::AuthRequest {
                 signature: machine.sign(&signed).to_vec(),
                 host: "host".to_owned(),
+                token: self.auth_token(id),
                 ..Default::default()
             },
         );
@@ -731,7 +739,8 @@ fn a_node_that_comes_back_is_told_again() {
         let ControlMessage::AuthResponse(response) = &sent.last().unwrap().1 else { panic!() };
         let nonce: [u8; 32] = response.challenge.as_slice().try_into().unwrap();
         let signature = machine.sign(&challenge::control_message("host", &nonce, &machine.public())).to_vec();
-        t.world.say(conn, proto::AuthRequest { signature, host: "host".to_owned(), ..Default::default() });
+        let token = t.world.auth_token(10);
+        t.world.say(conn, proto::AuthRequest { signature, token, host: "host".to_owned(), ..Default::default() });
         let statement = KeyStatement {
             network_id: NetworkId(1),
             node_id: NodeId(10),

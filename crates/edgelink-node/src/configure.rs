@@ -139,8 +139,9 @@ impl Node {
             self.latest.relays = relays.relays;
         }
         self.apply_advice(&update.paths, now);
-        if let Some(tokens) = update.tokens {
-            self.latest.tokens = Some(tokens);
+        if let Some(tokens) = update.tokens
+            && self.keep_tokens(tokens)
+        {
             self.refresh_relay_tokens(now);
         }
         if durable {

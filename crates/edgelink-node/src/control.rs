@@ -215,12 +215,32 @@ impl Node {
         let request = proto::AuthRequest {
             signature: self.machine.sign(&message).to_vec(),
             host: self.config.controller_host.clone(),
-            token: self.latest.tokens.as_ref().map(|t| t.auth_token.clone()).unwrap_or_default(),
+            token: self.auth_token(response.server_time_ms / 1000),
             auth_key: self.config.auth_key.as_ref().map(|k| k.to_string()).unwrap_or_default(),
             ..Default::default()
         };
         self.control.phase = Phase::Proof;
         self.send_message(link, ControlMessage::AuthRequest(request));
+    }
+
+    /// What spares the controller a look into its database; nothing once it has expired (`there`: Unix seconds by the
+    /// controller's clock). Then the machine key alone says who we are.
+    fn auth_token(&self, there: u64) -> String {
+        let living = self.latest.tokens.as_ref().filter(|tokens| tokens.auth_expires > there);
+        living.map(|tokens| tokens.auth_token.clone()).unwrap_or_default()
+    }
+
+    /// Takes over the tokens that are not empty; whether the relay_token is among them.
+    pub(crate) fn keep_tokens(&mut self, fresh: proto::Tokens) -> bool {
+        let kept = self.latest.tokens.get_or_insert_default();
+        if !fresh.auth_token.is_empty() {
+            (kept.auth_token, kept.auth_expires) = (fresh.auth_token, fresh.auth_expires);
+        }
+        let news = !fresh.relay_token.is_empty();
+        if news {
+            (kept.relay_token, kept.relay_expires) = (fresh.relay_token, fresh.relay_expires);
+        }
+        news
     }
 
     /// We are a member: ids, addresses and tokens are here; our key statement goes out, CONFIG follows.
@@ -236,7 +256,7 @@ impl Node {
         // It has served: a node that an administrator deletes must not come back by itself.
         self.config.auth_key = None;
         self.latest.identity = response.identity;
-        self.latest.tokens = Some(tokens);
+        self.keep_tokens(tokens);
         self.set_identity(identity, now, rng);
         if std::mem::take(&mut self.control.key_refused) || self.key_is_outdated(now) {
             self.rotate(now, rng);
@@ -271,6 +291,19 @@ impl Node {
                 self.control.phase = Phase::Waiting;
                 self.control.refusal = Some(refusal);
                 self.expelled(now);
+            }
+            // It may be the token's fault (revoked, or made under keys that the controller has changed): the next
+            // attempt does without, and what is refused then is refused for good.
+            (
+                ErrorCode::InvalidToken | ErrorCode::TokenExpired | ErrorCode::TokenRevoked,
+                Phase::Proof | Phase::Ready,
+            ) if self.latest.tokens.as_ref().is_some_and(|tokens| !tokens.auth_token.is_empty()) => {
+                tracing::debug!(%code, message = refusal.message, "the auth_token is void; authenticating anew");
+                if let Some(tokens) = &mut self.latest.tokens {
+                    (tokens.auth_token, tokens.auth_expires) = (String::new(), 0);
+                }
+                self.control.problem = Some(refusal.message);
+                self.persist();
             }
             // After the admission these answer our key statement: as final as a refusal before it.
             (_, Phase::Hello | Phase::Proof)

@@ -20,7 +20,10 @@ use rand_core::Rng;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Expired revocations are forgotten within this time.
+const REVOCATION_SWEEP: Duration = Duration::from_secs(60);
 
 /// A relay's brain: it holds no socket, reads no clock and draws no randomness.
 ///
@@ -40,6 +43,8 @@ pub struct Relay {
     pub(crate) config: RelayConfig,
     pub(crate) verifier: RelayVerifier,
     pub(crate) revocations: Revocations,
+    /// When expired ones were looked for last.
+    revocations_swept: Option<Instant>,
     controller: Controller,
     pub(crate) connections: Slab<Connection>,
     next_serial: u64,
@@ -76,6 +81,7 @@ impl Relay {
             config,
             verifier,
             revocations: Revocations::default(),
+            revocations_swept: None,
             controller: Controller::Present,
             connections: Slab::new(),
             next_serial: 0,
@@ -258,6 +264,7 @@ impl Relay {
     /// Closes what has been silent, stalled, unauthenticated or expired for too long; dials, probes and reports what is
     /// due.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.forget_revocations(now);
         self.dial_due(now);
         self.report_due(now);
         while let Some((at, conn)) = self.timers.pop_due(now.mono) {
@@ -432,6 +439,19 @@ impl Relay {
             if *count == 0 {
                 self.unauthenticated_from.remove(&origin);
             }
+        }
+    }
+
+    /// Forgets revocations of tokens that have expired, now and then.
+    fn forget_revocations(&mut self, now: Now) {
+        if self.revocations_swept.is_some_and(|at| now.mono.saturating_duration_since(at) < REVOCATION_SWEEP) {
+            return;
+        }
+        self.revocations_swept = Some(now.mono);
+        let before = self.revocations.len();
+        self.revocations.expire(now.unix_secs());
+        if self.revocations.len() != before {
+            self.events.push_back(RelayEvent::StateChanged);
         }
     }
 

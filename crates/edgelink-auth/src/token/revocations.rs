@@ -50,6 +50,11 @@ impl Revocations {
         self.by_jti.contains_key(jti)
     }
 
+    /// Tokens of `node` issued before this moment (Unix seconds) are void; 0 when none are.
+    pub fn issued_before(&self, node: NodeId) -> u64 {
+        self.by_node.get(&node).map_or(0, |entry| entry.what)
+    }
+
     /// Forgets entries whose `expires_at` lies before `now_unix` (seconds); the clock leeway and a relay's grace are
     /// the maker's to include in `expires_at`.
     pub fn expire(&mut self, now_unix: u64) {

@@ -472,3 +472,88 @@ fn a_new_name_or_address_reaches_the_interface() {
         "the same key, the same sessions"
     );
 }
+
+/// What the node shows in answer to the next challenge.
+fn token_shown(world: &mut World) -> String {
+    let link = world.dialled_control();
+    world.connected(link);
+    world.events();
+    world.challenge();
+    world
+        .events()
+        .into_iter()
+        .find_map(|event| match event {
+            Seen::Sent(_, Sent::Message(ControlMessage::AuthRequest(request))) => Some(request.token),
+            _ => None,
+        })
+        .unwrap()
+}
+
+fn auth_token(auth: &str, auth_expires: u64) -> proto::Tokens {
+    proto::Tokens { auth_token: auth.to_owned(), auth_expires, ..Default::default() }
+}
+
+#[test]
+fn an_auth_token_is_shown_while_it_lives() {
+    let peer = Peer::new();
+    for (expires, shown) in [(START + 86_400, "mine"), (START - 1, "")] {
+        let mut world = World::joined(&peer);
+        let tokens = Some(auth_token("mine", expires));
+        world.update(proto::ConfigUpdate { from_version: 10, version: 10, tokens, ..Default::default() });
+        world.closed(world.control(), "reset");
+        world.redial_control();
+        assert_eq!(token_shown(&mut world), shown);
+    }
+}
+
+#[test]
+fn a_refused_auth_token_is_dropped_and_the_node_authenticates_anew() {
+    let peer = Peer::new();
+    for code in [1001, 1002, 1003] {
+        let mut world = World::joined(&peer);
+        let tokens = Some(auth_token("mine", START + 86_400));
+        world.update(proto::ConfigUpdate { from_version: 10, version: 10, tokens, ..Default::default() });
+        world.closed(world.control(), "reset");
+        world.redial_control();
+        assert_eq!(token_shown(&mut world), "mine");
+        let link = world.control();
+        world.deliver(link, error(code, "the auth_token is refused"));
+        world.closed(link, "closed by the other end");
+        assert_eq!(world.status().state, DaemonState::Up, "that is no refusal of the node");
+        let events = world.advance(SECOND);
+        assert!(events.iter().any(|(_, e)| matches!(e, Seen::Dial(_, Target::Control))), "soon: {events:?}");
+    }
+}
+
+#[test]
+fn a_renewal_of_one_token_keeps_the_other() {
+    let peer = Peer::new();
+    let mut world = World::joined(&peer);
+    let link = world.relay();
+    let both = proto::Tokens {
+        auth_token: "first".to_owned(),
+        auth_expires: START + 86_400,
+        relay_token: "relay 1".to_owned(),
+        relay_expires: START + 5_400,
+    };
+    let shown_to_relay = |events: &[Seen]| {
+        events.iter().find_map(|event| match event {
+            Seen::Sent(to, Sent::Message(ControlMessage::AuthRequest(request))) if *to == link => {
+                Some(request.token.clone())
+            }
+            _ => None,
+        })
+    };
+    let update =
+        |tokens| proto::ConfigUpdate { from_version: 10, version: 10, tokens: Some(tokens), ..Default::default() };
+    let events = world.update(update(both));
+    assert_eq!(shown_to_relay(&events).as_deref(), Some("relay 1"));
+    let events = world.update(update(auth_token("second", START + 90_000)));
+    assert_eq!(shown_to_relay(&events), None, "its token is the same");
+    let relay = proto::Tokens { relay_token: "relay 2".to_owned(), relay_expires: START + 9_000, ..Default::default() };
+    let events = world.update(update(relay));
+    assert_eq!(shown_to_relay(&events).as_deref(), Some("relay 2"));
+    world.closed(world.control(), "reset");
+    world.redial_control();
+    assert_eq!(token_shown(&mut world), "second");
+}
