@@ -4,7 +4,7 @@ use crate::error::ConfigError;
 use crate::schema::section;
 use crate::secrets;
 use crate::stun::{self, Stun};
-use crate::values::{Algorithm, DatabaseType, Hours, HttpPath, PublicUrls};
+use crate::values::{Algorithm, DatabaseType, Hours, HttpPath, LogFilter, PublicUrls};
 use crate::{Config, Env, Program, Tls};
 use edgelink_api::Secret;
 use ipnet::IpNet;
@@ -38,8 +38,27 @@ section! {
         public_url: PublicUrls = PublicUrls::default(), eg r#""wss://controller.example.com""#;
         /// Networks of the proxies and CDNs whose X-Forwarded-For is believed.
         trusted_proxies: Vec<IpNet> = Vec::new(), eg r#"["10.0.0.0/8"]"#;
+        /// How often nodes refresh their NAT mappings for direct paths, in seconds.
+        keepalive_interval_seconds: u16 = 25, in 5..=120;
+        /// What is logged: a level, or directives such as "edgelink_relay=debug,info".
+        /// Left out: info, and only warnings of the database.
+        log: Option<LogFilter> = None, eg r#""info""#;
     }
 }
+
+/// Keys whose new value is in force while the controller runs; the others need a restart.
+pub(crate) const RUN_TIME: &[&str] = &[
+    "tls.cert",
+    "tls.key",
+    "tokens.auth_expire_hours",
+    "tokens.relay_expire_hours",
+    "security.node_key_rotate_hours",
+    "security.require_authorization",
+    "security.require_route_approval",
+    "trusted_proxies",
+    "keepalive_interval_seconds",
+    "log",
+];
 
 section! {
     /// `listen`.
@@ -140,6 +159,18 @@ section! {
 }
 
 impl ControllerConfig {
+    /// Takes over of `new` what can change while the controller runs.
+    pub fn take_run_time(&mut self, new: &Self) {
+        if let (Tls::Files(_), Tls::Files(_)) = (&self.tls, &new.tls) {
+            self.tls = new.tls.clone();
+        }
+        self.tokens = new.tokens.clone();
+        self.security = new.security.clone();
+        self.trusted_proxies = new.trusted_proxies.clone();
+        self.keepalive_interval_seconds = new.keepalive_interval_seconds;
+        self.log = new.log.clone();
+    }
+
     /// `state_dir`, or the default one.
     pub fn state_dir(&self, env: &Env, root: bool) -> PathBuf {
         self.state_dir.clone().unwrap_or_else(|| crate::default_controller_state_dir(env, root))

@@ -43,7 +43,20 @@ pub(crate) fn parse_file(file: &Path, text: &str) -> Result<Document, ConfigErro
 
 /// Parses a variable's text.
 pub(crate) fn parse_variable(name: &str, text: &str) -> Result<Value, ConfigError> {
-    let origin = || Origin::Variable(name.to_owned());
+    parse_value(text, || Origin::Variable(name.to_owned()))
+}
+
+/// Parses the text of a setting.
+pub(crate) fn parse_setting(key: &str, text: &str) -> Result<Value, ConfigError> {
+    parse_value(text, || Origin::Setting).map_err(|error| match error {
+        ConfigError::Syntax { problem, .. } => {
+            ConfigError::Syntax { origin: Origin::Setting, problem: format!("`{key}`: {problem}") }
+        }
+        other => other,
+    })
+}
+
+fn parse_value(text: &str, origin: impl Fn() -> Origin) -> Result<Value, ConfigError> {
     let ast = parse(text).map_err(|(_, problem)| ConfigError::Syntax { origin: origin(), problem })?;
     let Some(ast) = ast else { return Ok(Value::Null) };
     index(&ast, "", text, &mut HashMap::new())

@@ -11,6 +11,8 @@ pub enum Origin {
     File(PathBuf, Option<usize>),
     /// An environment variable.
     Variable(String),
+    /// The controller's database, or what is to be put there.
+    Setting,
 }
 
 impl fmt::Display for Origin {
@@ -19,6 +21,7 @@ impl fmt::Display for Origin {
             Self::File(path, Some(line)) => write!(f, "{}:{line}", path.display()),
             Self::File(path, None) => write!(f, "{}", path.display()),
             Self::Variable(name) => write!(f, "environment variable {}", shown(name)),
+            Self::Setting => f.write_str("setting"),
         }
     }
 }
@@ -87,6 +90,14 @@ pub enum ConfigError {
         name: String,
         /// The known variable that is most like it.
         nearest: Option<String>,
+    },
+    /// The key exists and cannot be set in the database.
+    #[error("setting: `{}` can only stand in the configuration file: {why}", shown(key))]
+    NotInDatabase {
+        /// Full path.
+        key: String,
+        /// The reason.
+        why: &'static str,
     },
     /// The values are well-formed but cannot be used together, or not at all.
     #[error("configuration key `{key}`: {problem}")]

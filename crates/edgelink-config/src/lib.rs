@@ -12,7 +12,8 @@
 //! # Ok::<(), edgelink_config::ConfigError>(())
 //! ```
 //!
-//! Precedence: built-in defaults < file < environment < command-line flags (which the shells apply). Reading checks
+//! Precedence: built-in defaults < file < (controller: settings in its database) < environment < command-line flags (which
+//! the shells apply). Reading checks
 //! each value by itself; [`Config::validate`] checks what belongs together and refuses placeholder secrets.
 #![forbid(unsafe_code)]
 
@@ -26,6 +27,7 @@ mod paths;
 mod schema;
 mod secrets;
 mod server;
+mod settings;
 mod starter;
 mod stun;
 mod tls;
@@ -43,11 +45,12 @@ pub use paths::{
 };
 pub use secrets::{MAKE_SECRET, MIN_JWT_SECRET, is_placeholder};
 pub use server::{Mesh, RelayListener, ServerConfig, ServerController, ServerJwt};
+pub use settings::{Changed, Setting, SettingInfo, Settings, Takes, hidden_by_environment, load_controller};
 pub use starter::starter;
 pub use stun::Stun;
 pub use tls::{Tls, TlsFiles};
 pub use values::{
-    Algorithm, DatabaseType, Headers, Hours, HttpPath, InterfaceName, Pin, ProxyUrl, PublicUrls, Seconds,
+    Algorithm, DatabaseType, Headers, Hours, HttpPath, InterfaceName, LogFilter, Pin, ProxyUrl, PublicUrls, Seconds,
     SessionCipher, Trust, WsUrl,
 };
 
@@ -112,9 +115,9 @@ impl Program {
 /// # Errors
 /// Names the file and line or the variable, the full key path, and what would be right.
 pub fn load<T: Config>(path: Option<&Path>, env: &Env) -> Result<T, ConfigError> {
-    let Some(file) = path else { return parse(Path::new("(no file)"), "", env) };
-    let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
-    parse(file, &text, env)
+    let mut config = load_file(path, env)?;
+    apply_env(&mut config, env)?;
+    Ok(config)
 }
 
 /// [`load`] for a text that was read already; `file` only names it.
@@ -122,12 +125,29 @@ pub fn load<T: Config>(path: Option<&Path>, env: &Env) -> Result<T, ConfigError>
 /// # Errors
 /// As [`load`].
 pub fn parse<T: Config>(file: &Path, text: &str, env: &Env) -> Result<T, ConfigError> {
+    let mut config = parse_file(file, text, env)?;
+    apply_env(&mut config, env)?;
+    Ok(config)
+}
+
+fn load_file<T: Config>(path: Option<&Path>, env: &Env) -> Result<T, ConfigError> {
+    let Some(file) = path else { return parse_file(Path::new("(no file)"), "", env) };
+    let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
+    parse_file(file, &text, env)
+}
+
+fn parse_file<T: Config>(file: &Path, text: &str, env: &Env) -> Result<T, ConfigError> {
     let (schema, home) = (T::PROGRAM.schema(), env.home());
     let document = document::parse_file(file, text)?;
     let mut config = T::default();
     config.apply(&document.value, &Context { source: Source::File(file, &document.lines), schema, home }, "")?;
+    Ok(config)
+}
+
+fn apply_env<T: Config>(config: &mut T, env: &Env) -> Result<(), ConfigError> {
+    let (schema, home) = (T::PROGRAM.schema(), env.home());
     for (name, value) in env.overrides(T::PROGRAM)? {
         config.apply(&value, &Context { source: Source::Variable(name), schema, home }, "")?;
     }
-    Ok(config)
+    Ok(())
 }

@@ -22,6 +22,7 @@ pub(crate) struct Context<'a> {
 pub(crate) enum Source<'a> {
     File(&'a Path, &'a HashMap<String, usize>),
     Variable(&'a str),
+    Setting,
 }
 
 impl Context<'_> {
@@ -29,6 +30,7 @@ impl Context<'_> {
         match self.source {
             Source::File(file, lines) => Origin::File(file.to_owned(), lines.get(path).copied()),
             Source::Variable(name) => Origin::Variable(name.to_owned()),
+            Source::Setting => Origin::Setting,
         }
     }
 

@@ -209,6 +209,45 @@ impl Field for Headers {
     }
 }
 
+/// Which log lines are written: a level, or `target=level` directives between commas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl LogFilter {
+    /// The directives, as `tracing_subscriber::EnvFilter` reads them.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Text for LogFilter {
+    const EXPECTED: &'static str =
+        "a level (error, warn, info, debug, trace, off) or directives such as \"edgelink_relay=debug,info\"";
+
+    fn parse(text: &str, _: Option<&Path>) -> Result<Self, Option<String>> {
+        let level = |text: &str| {
+            ["error", "warn", "info", "debug", "trace", "off"].iter().any(|level| text.eq_ignore_ascii_case(level))
+        };
+        let target = |text: &str| {
+            !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | ':'))
+        };
+        for directive in text.split(',').map(str::trim) {
+            let good = match directive.split_once('=') {
+                Some((name, verbosity)) => target(name) && level(verbosity),
+                None => level(directive),
+            };
+            if !good {
+                return Err(Some(format!("{directive:?} is neither")));
+            }
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    fn show(&self) -> String {
+        self.0.clone()
+    }
+}
+
 /// The path of a WebSocket endpoint, such as `/ws/data`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HttpPath(String);

@@ -11,6 +11,7 @@ use edgelink_server::stun::StunShell;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use ipnet::IpNet;
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -30,7 +31,7 @@ pub(crate) struct Front {
     pub(crate) server_path: String,
     pub(crate) data_path: String,
     pub(crate) mesh_path: String,
-    pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) trusted_proxies: RefCell<Vec<IpNet>>,
     /// Control connections that have not proved who they are, per address (DESIGN §6).
     pub(crate) unauthenticated: Unauthenticated,
     /// Connections that have not become WebSockets, per address.
@@ -43,7 +44,7 @@ impl Front {
     /// Answers one request.
     pub(crate) async fn handle(self: Rc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         if api::is_ours(request.uri().path()) {
-            let client = client_address(&self.trusted_proxies, request.headers(), peer.remote.ip());
+            let client = client_address(&self.trusted_proxies.borrow(), request.headers(), peer.remote.ip());
             return self.api.clone().handle(request.map(Body::new), client).await;
         }
         self.answer(request, peer).map(Body::from)
@@ -52,13 +53,13 @@ impl Front {
     /// Lets a connection in; what is returned counts it until it is dropped.
     pub(crate) fn admit(&self, peer: Peer) -> Option<(Option<Entered>, OwnedSemaphorePermit)> {
         let address = peer.remote.ip();
-        let proxy = self.trusted_proxies.iter().any(|net| net.contains(&address));
+        let proxy = self.trusted_proxies.borrow().iter().any(|net| net.contains(&address));
         let entered = if proxy { None } else { Some(self.connections.enter(address)?) };
         Some((entered, Arc::clone(&self.open).try_acquire_owned().ok()?))
     }
 
     fn answer(self: &Rc<Self>, mut request: Request<Incoming>, peer: Peer) -> Response<String> {
-        let remote = client_address(&self.trusted_proxies, request.headers(), peer.remote.ip());
+        let remote = client_address(&self.trusted_proxies.borrow(), request.headers(), peer.remote.ip());
         let path = request.uri().path();
         let kind = match path {
             path if path == self.control_path => Some(Channel::Node),

@@ -3,8 +3,8 @@
 use crate::live::Ask;
 use crate::{figures, now, os_rng};
 use bytes::Bytes;
-use edgelink_control::{ConnId, Control, Event, Stats, StoreOp};
-use edgelink_model::records::{EnrollError, ServerRecord};
+use edgelink_control::{ConnId, Control, ControlConfig, Event, Stats, StoreOp};
+use edgelink_model::records::{Change, EnrollError, ServerRecord};
 use edgelink_model::{NodeId, ServerId};
 use edgelink_net::server::Entered;
 use edgelink_net::ws::WebSocket;
@@ -45,6 +45,8 @@ pub(crate) struct Hub {
     rearm: Notify,
     /// One reader of the change log at a time, so that changes are applied in their order.
     tail: Mutex<()>,
+    /// A setting in the database changed.
+    settings: Notify,
     /// The database failed at the last attempt.
     database_away: Cell<bool>,
 }
@@ -77,6 +79,7 @@ impl Hub {
             armed: Cell::new(None),
             rearm: Notify::new(),
             tail: Mutex::new(()),
+            settings: Notify::new(),
             database_away: Cell::new(false),
         })
     }
@@ -92,6 +95,17 @@ impl Hub {
 
     pub(crate) fn stats(&self) -> Stats {
         self.control.borrow().stats()
+    }
+
+    /// Waits until somebody changes a setting in the database.
+    pub(crate) async fn settings_changed(&self) {
+        self.settings.notified().await;
+    }
+
+    /// Goes on with another configuration.
+    pub(crate) fn reconfigure(self: &Rc<Self>, config: ControlConfig) {
+        self.control.borrow_mut().reconfigure(config, now());
+        self.pump();
     }
 
     pub(crate) fn database_works(&self) -> bool {
@@ -267,6 +281,9 @@ impl Hub {
         let outcome = match self.store.changes_after(position).await {
             Ok(Changes::Some { changes, .. }) if changes.is_empty() => Ok(()),
             Ok(Changes::Some { version, changes }) => {
+                if changes.iter().any(|(_, change)| matches!(change, Change::Setting(_))) {
+                    self.settings.notify_one();
+                }
                 self.control.borrow_mut().apply(version, changes, now(), &mut os_rng());
                 self.pump();
                 Ok(())
@@ -306,6 +323,7 @@ impl Hub {
     async fn resync(self: &Rc<Self>) -> Result<(), StoreError> {
         let snapshot = self.store.snapshot().await?;
         tracing::info!(version = snapshot.version, "read the whole database again");
+        self.settings.notify_one();
         self.control.borrow_mut().resync(snapshot, now(), &mut os_rng());
         self.pump();
         Ok(())

@@ -7,6 +7,7 @@ mod figures;
 mod http;
 mod hub;
 mod live;
+mod reload;
 mod setup;
 
 use anyhow::{Context as _, Result};
@@ -25,6 +26,8 @@ use getrandom::SysRng;
 use http::Front;
 use hub::Hub;
 use rand_core::UnwrapErr;
+use reload::{Certificate, Reloader};
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
@@ -37,7 +40,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::LocalSet;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry};
 
 /// Control connections of one address that have not proved who they are (DESIGN §6).
 const MAX_UNAUTHENTICATED: usize = 20;
@@ -58,7 +63,7 @@ struct Cli {
     command: Option<Command>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct RunArgs {
     /// Configuration file; without it embedded defaults are used.
     #[arg(long, value_name = "FILE")]
@@ -69,6 +74,18 @@ struct RunArgs {
     /// Directory for database, CA and keys.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// Flags outrank everything.
+    fn outrank(&self, config: &mut ControllerConfig) {
+        if let Some(listen) = self.listen {
+            config.listen.http = listen;
+        }
+        if let Some(dir) = &self.state_dir {
+            config.state_dir = Some(dir.clone());
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,6 +114,7 @@ const KEEP_FREED: usize = 16 << 20;
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     edgelink_os::memory::keep_freed_buffers(KEEP_FREED);
+    edgelink_os::open_files::raise_limit();
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Ctl { arguments }) => {
@@ -110,11 +128,11 @@ pub fn main() -> ExitCode {
         }
         None => {}
     }
-    let filter = std::env::var("EDGELINK_LOG").unwrap_or_else(|_| DEFAULT_LOG.to_owned());
-    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    let (filter, log) = tracing_subscriber::reload::Layer::new(default_filter());
     let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
-    match run(cli.run) {
+    let lines = tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    match run(cli.run, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("edgelink-controller: {error:#}");
@@ -123,24 +141,34 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(args: RunArgs) -> Result<()> {
-    let env = Env::new(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v))));
-    let mut config: ControllerConfig = edgelink_config::load(args.config.as_deref(), &env)?;
-    if let Some(listen) = args.listen {
-        config.listen.http = listen;
-    }
-    if let Some(dir) = args.state_dir {
-        config.state_dir = Some(dir);
-    }
-    for warning in config.validate()? {
-        tracing::warn!("{warning}");
-    }
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    LocalSet::new().block_on(&runtime, serve(config, env))
+/// Changes what is logged.
+pub(crate) type LogHandle = tracing_subscriber::reload::Handle<EnvFilter, Registry>;
+
+fn default_filter() -> EnvFilter {
+    EnvFilter::new(DEFAULT_LOG)
 }
 
-async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
+/// What the configuration wants logged.
+pub(crate) fn log_filter(config: &ControllerConfig) -> Result<EnvFilter> {
+    match &config.log {
+        Some(filter) => EnvFilter::try_new(filter.as_str()).context("`log` cannot be used"),
+        None => Ok(default_filter()),
+    }
+}
+
+fn run(args: RunArgs, log: LogHandle) -> Result<()> {
+    let env = Env::new(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v))));
+    let mut config: ControllerConfig = edgelink_config::load(args.config.as_deref(), &env)?;
+    args.outrank(&mut config);
+    log.reload(log_filter(&config)?)?;
+    // Said before anything is made on disk; the database may say more.
+    config.validate()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    LocalSet::new().block_on(&runtime, serve(config, args, env, log))
+}
+
+async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Before anything is made on disk: a port in use is the commonest mistake.
@@ -153,6 +181,8 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
         tracing::warn!(%error, "privileges kept");
     }
     let state = setup::State::open(&config, &env).await?;
+    let config = reload::read(&args, &env, &state.store).await?;
+    log.reload(log_filter(&config)?)?;
     let issuer = setup::issuer(&config, &state.store).await?;
     let identity = setup::identity(&config, &state.dir, address.port(), &own)?;
     state.store.set_revocation_lifetime(setup::longest_token_life(&config)).await?;
@@ -199,7 +229,7 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
         server_path: config.listen.ws_server.as_str().to_owned(),
         data_path: config.builtin_relay.ws_data.as_str().to_owned(),
         mesh_path: config.builtin_relay.ws_mesh.as_str().to_owned(),
-        trusted_proxies: config.trusted_proxies.clone(),
+        trusted_proxies: RefCell::new(config.trusted_proxies.clone()),
         unauthenticated: Unauthenticated::new(MAX_UNAUTHENTICATED),
         connections: Unauthenticated::new(MAX_HTTP_PER_ADDRESS),
         open: Arc::new(Semaphore::new(MAX_HTTP)),
@@ -223,10 +253,26 @@ async fn serve(config: ControllerConfig, env: Env) -> Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    let tls = identity.tls;
+    let certificate = Certificate::new(RefCell::new(identity.tls));
+    let reloader = Reloader {
+        args,
+        env,
+        store: state.store.clone(),
+        hub: Rc::clone(&hub),
+        front: Rc::clone(&front),
+        certificate: Rc::clone(&certificate),
+        hosts: identity.hosts,
+        log,
+        running: RefCell::new(config),
+    };
+    tokio::task::spawn_local(async move {
+        if let Err(error) = reloader.run().await {
+            tracing::warn!(%error, "the configuration cannot be read again while this runs");
+        }
+    });
     server::serve(
         listener,
-        || tls.clone(),
+        || certificate.borrow().clone(),
         |peer: Peer| {
             // Counted until it ends or has become a WebSocket.
             let open = front.admit(peer)?;

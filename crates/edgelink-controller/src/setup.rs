@@ -4,7 +4,7 @@ use crate::os_rng;
 use anyhow::{Context as _, Result};
 use edgelink_auth::auth_key;
 use edgelink_auth::token::{Algorithm, Issuer, TokenKeys};
-use edgelink_config::{BuiltinRelay, ControllerConfig, DatabaseType, Env, Tls};
+use edgelink_config::{BuiltinRelay, ControllerConfig, DatabaseType, Env, Tls, TlsFiles};
 use edgelink_control::{ControlConfig, NodeSettings};
 use edgelink_model::NetworkId;
 use edgelink_model::records::{ServerKind, ServerRecord};
@@ -137,12 +137,14 @@ pub(crate) fn identity(config: &ControllerConfig, dir: &Path, port: u16, address
             Ok(Identity { tls: Some(tls), hosts: names, pin: Some(pin), url })
         }
         Tls::Plain => Ok(Identity { tls: None, hosts: public, pin: None, url }),
-        Tls::Files(tls_files) => {
-            let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-            let tls = tls::server_config(&read(&tls_files.cert)?, &read(&tls_files.key)?)?;
-            Ok(Identity { tls: Some(tls), hosts: public, pin: None, url })
-        }
+        Tls::Files(files) => Ok(Identity { tls: Some(tls_from_files(files)?), hosts: public, pin: None, url }),
     }
+}
+
+/// Certificate chain and key, read and checked together.
+pub(crate) fn tls_from_files(files: &TlsFiles) -> Result<Arc<rustls::ServerConfig>> {
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    Ok(tls::server_config(&read(&files.cert)?, &read(&files.key)?)?)
 }
 
 /// The core's settings from the configuration.
@@ -156,6 +158,7 @@ pub(crate) fn control_config(config: &ControllerConfig, hosts: BTreeSet<String>)
         relay_token_lifetime: config.tokens.relay_expire_hours.duration(),
         settings: NodeSettings {
             node_key_rotate_secs: u32::try_from(rotate).unwrap_or(u32::MAX),
+            keepalive_secs: config.keepalive_interval_seconds.into(),
             builtin_relay_path: config.builtin_relay.enabled.then(|| config.builtin_relay.ws_data.as_str().to_owned()),
             ..ControlConfig::default().settings
         },

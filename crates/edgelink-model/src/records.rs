@@ -195,6 +195,8 @@ pub enum Change {
     ServerDeleted(ServerId),
     /// A token or node was revoked.
     Revoked(RevocationRecord),
+    /// A setting of the controller was set or unset.
+    Setting(String),
 }
 
 /// Everything the control core needs to start, read in one transaction.

@@ -116,6 +116,7 @@ fn rank(change: &Change) -> u8 {
         Change::Server(_) => 5,
         Change::Node(_) => 6,
         Change::Routes(..) => 7,
+        Change::Setting(_) => 8,
     }
 }
 
@@ -146,6 +147,7 @@ async fn read_again(db: &impl ConnectionTrait, subject: Subject) -> Result<Optio
                 .await?;
             Some(Change::Routes(id, rows.into_iter().map(convert::route).collect::<Result<_, _>>()?))
         }
+        Subject::Setting(key) => Some(Change::Setting(key)),
         Subject::Revocation(jti) => match revocation::Entity::find_by_id(jti).one(db).await? {
             Some(row) => Some(Change::Revoked(convert::revocation(row)?)),
             None => None,

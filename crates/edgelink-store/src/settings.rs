@@ -2,10 +2,11 @@
 
 use crate::entity::{audit_log, setting};
 use crate::error::StoreError;
-use crate::store::{Store, from_db, id_from_db, to_db};
+use crate::store::{Store, Subject, from_db, id_from_db, to_db};
 use edgelink_model::UnixMillis;
 use sea_orm::sea_query::OnConflict;
-use sea_orm::{ActiveValue::Set, ConnectionTrait, EntityTrait, QueryOrder, QuerySelect};
+use sea_orm::{ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use std::collections::BTreeMap;
 
 /// One line of `audit_logs`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,9 @@ pub struct AuditEntry {
     pub created_at: UnixMillis,
 }
 
+/// Keys of the controller's configuration are kept under this prefix, beside what programs keep for themselves.
+const CONFIGURATION: &str = "config.";
+
 /// Where the controller keeps the keys that it made for its tokens.
 pub const TOKEN_KEYS: &str = "token_keys";
 
@@ -37,6 +41,43 @@ impl Store {
     /// The value of `key`, if somebody set it.
     pub async fn setting(&self, key: &str) -> Result<Option<String>, StoreError> {
         get(&self.db, key).await
+    }
+
+    /// The configuration keys that are set here, with their text. What they mean is the configuration's business.
+    pub async fn configuration(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        let rows =
+            setting::Entity::find().filter(setting::Column::Key.starts_with(CONFIGURATION)).all(&self.db).await?;
+        let key = |row: setting::Model| Some((row.key.strip_prefix(CONFIGURATION)?.to_owned(), row.value?));
+        Ok(rows.into_iter().filter_map(key).collect())
+    }
+
+    /// Sets configuration keys (`None`: unsets), all or none, and tells controllers, which read their configuration again.
+    /// The caller has checked keys and values. What is so already is no change.
+    pub async fn set_configuration(
+        &self,
+        settings: impl IntoIterator<Item = (String, Option<String>)>,
+    ) -> Result<(), StoreError> {
+        let mut writer = self.write().await?;
+        for (key, value) in settings {
+            let row = format!("{CONFIGURATION}{key}");
+            if get(&writer.txn, &row).await? == value {
+                continue;
+            }
+            let (action, details) = match &value {
+                Some(value) => {
+                    put(&writer.txn, &row, value, to_db(writer.now)?).await?;
+                    ("config.set", format!("{key} = {value}"))
+                }
+                None => {
+                    setting::Entity::delete_by_id(row).exec(&writer.txn).await?;
+                    ("config.unset", key.clone())
+                }
+            };
+            writer.log(&Subject::Setting(key)).await?;
+            writer.audit(action, None, Some(details)).await?;
+        }
+        writer.commit().await?;
+        Ok(())
     }
 
     /// Sets `key`, replacing what was there.

@@ -218,6 +218,7 @@ pub(crate) enum Subject {
     Server(ServerId),
     Node(NodeId),
     Routes(NodeId),
+    Setting(String),
 }
 
 impl Subject {
@@ -228,6 +229,7 @@ impl Subject {
             Self::Server(id) => ("server", id.to_string()),
             Self::Node(id) => ("node", id.to_string()),
             Self::Routes(id) => ("routes", id.to_string()),
+            Self::Setting(key) => ("setting", key.clone()),
         }
     }
 
@@ -239,6 +241,7 @@ impl Subject {
             "server" => key.parse().ok().map(Self::Server),
             "node" => key.parse().ok().map(Self::Node),
             "routes" => key.parse().ok().map(Self::Routes),
+            "setting" => Some(Self::Setting(key.to_owned())),
             _ => None,
         }
     }

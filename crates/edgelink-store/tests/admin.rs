@@ -250,3 +250,38 @@ async fn the_audit_log_tells_who_did_what(db: Db) {
     assert_eq!(lines, [("cli", Some("alice"), "node.authorize", Some(1)), ("system", None, "node.knock", Some(1))]);
     assert_eq!(log[0].created_at, NOW);
 }
+
+#[tokio::test]
+async fn configuration_is_set_and_unset_and_followed() {
+    let (_dir, store) = temp_store().await;
+    let pairs = |pairs: &[(&str, Option<&str>)]| {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned))).collect::<Vec<_>>()
+    };
+    // What programs keep for themselves is none of it.
+    store.set_setting("token_keys", "secret").await.unwrap();
+    let before = store.counts().await.unwrap().version;
+    store.set_configuration(pairs(&[("log", Some("debug")), ("tokens.auth_expire_hours", Some("12"))])).await.unwrap();
+    let kept = store.configuration().await.unwrap();
+    let expected = [("log", "debug"), ("tokens.auth_expire_hours", "12")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    assert_eq!(kept, expected.into());
+    let edgelink_store::Changes::Some { version, changes } = store.changes_after(before).await.unwrap() else {
+        panic!()
+    };
+    let changed: Vec<_> = changes.into_iter().map(|(_, change)| change).collect();
+    let setting = |key: &str| edgelink_model::records::Change::Setting(key.to_owned());
+    assert_eq!(changed, [setting("log"), setting("tokens.auth_expire_hours")]);
+    // The same again is no change; one that is not there cannot be unset any more.
+    store.set_configuration(pairs(&[("log", Some("debug")), ("never", None)])).await.unwrap();
+    assert_eq!(store.counts().await.unwrap().version, version);
+    store.set_configuration(pairs(&[("log", None)])).await.unwrap();
+    assert_eq!(store.configuration().await.unwrap().len(), 1);
+    assert!(store.counts().await.unwrap().version > version);
+    let log: Vec<_> = store.audit_log(3).await.unwrap().into_iter().map(|e| (e.action, e.details.unwrap())).collect();
+    let line = |action: &str, details: &str| (action.to_owned(), details.to_owned());
+    let expected = [
+        line("config.unset", "log"),
+        line("config.set", "tokens.auth_expire_hours = 12"),
+        line("config.set", "log = debug"),
+    ];
+    assert_eq!(log, expected);
+}

@@ -230,6 +230,7 @@ impl Follower {
             Change::Server(server) => replace(&mut s.servers, server, |s| s.id),
             Change::ServerDeleted(id) => s.servers.retain(|s| s.id != id),
             Change::Revoked(r) => replace(&mut s.revocations, r, |r| r.id.clone()),
+            Change::Setting(_) => {}
         }
     }
 }

@@ -81,6 +81,6 @@ fn names_its_place(error: &ConfigError) {
             assert!(place && (!printable || text.contains(key)), "{text}");
         }
         ConfigError::Unusable { key, .. } => assert!(!key.is_empty() && text.contains(key), "{text}"),
-        ConfigError::Read { .. } => panic!("nothing was read"),
+        ConfigError::Read { .. } | ConfigError::NotInDatabase { .. } => panic!("nothing was read, and no database"),
     }
 }
