@@ -10,6 +10,7 @@ pub mod host;
 pub mod memory;
 pub mod net;
 pub mod notify;
+pub mod open_files;
 pub mod peer_cred;
 pub mod policy;
 pub mod privileges;

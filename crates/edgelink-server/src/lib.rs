@@ -82,6 +82,7 @@ enum ConfigCommand {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     edgelink_os::memory::keep_freed_buffers(KEEP_FREED);
+    edgelink_os::open_files::raise_limit();
     let cli = Cli::parse();
     if let Some(Command::Config(ConfigCommand::Init)) = cli.command {
         // A reader that has gone away (`| head`) is no error.

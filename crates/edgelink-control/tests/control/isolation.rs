@@ -71,6 +71,8 @@ fn nothing_of_one_network_is_said_in_another() {
         priority: 100,
         weight: 100,
         enabled: true,
+        announced: false,
+        snat: true,
     };
     let network = NetworkRecord {
         id: NetworkId(1),

@@ -1,0 +1,5 @@
+//! `edgelink-load`: see the library.
+
+fn main() -> std::process::ExitCode {
+    edgelink_load::main()
+}
