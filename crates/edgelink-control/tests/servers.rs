@@ -601,7 +601,7 @@ fn what_a_server_says_of_itself_goes_to_the_database() {
             public_url: "wss://new.example.com/x/data".to_owned(),
             stun_ip: vec![203, 0, 113, 9],
             stun_port: 3479,
-            capabilities: vec!["relay".to_owned()],
+            capabilities: vec!["relay".to_owned(), "stun".to_owned()],
             ..Default::default()
         },
     );
@@ -609,6 +609,19 @@ fn what_a_server_says_of_itself_goes_to_the_database() {
     let [StoreOp::UpdateServer(record), StoreOp::ServerSeen { .. }] = &ops[..] else { panic!("{ops:?}") };
     assert_eq!(record.url.as_deref(), Some("wss://new.example.com/x/data"));
     assert_eq!((record.stun_ip, record.stun_port), (Some([203, 0, 113, 9].into()), 3479));
+    // Who does not run it has no address for it.
+    world.say(
+        two,
+        proto::ServerRegister {
+            public_url: "wss://other.example.com/x/data".to_owned(),
+            stun_ip: vec![203, 0, 113, 9],
+            capabilities: vec!["relay".to_owned()],
+            ..Default::default()
+        },
+    );
+    let (_, _, ops) = world.events();
+    let [StoreOp::UpdateServer(record), StoreOp::ServerSeen { .. }] = &ops[..] else { panic!("{ops:?}") };
+    assert_eq!((record.url.as_deref(), record.stun_ip), (Some("wss://other.example.com/x/data"), None));
     // Nonsense is not taken.
     world.say(
         two,

@@ -235,7 +235,10 @@ fn a_full_address_pool() {
         let output = net.nodes[index].up(&[&url, "--key", &key, "--pin", &pin]).unwrap();
         match address {
             Some(address) => {
-                assert_eq!(output.stdout, format!("up: {} is {address} in network tiny\n", ["c", "d"][index - 2]))
+                // Its IPv6 address follows.
+                let begin = format!("up: {} is {address}, fd", ["c", "d"][index - 2]);
+                assert!(output.stdout.starts_with(&begin), "{}", output.stdout);
+                assert!(output.stdout.ends_with(" in network tiny\n"), "{}", output.stdout);
             }
             None => {
                 let words = ["no free address is left in the network's subnet 10.9.9.0/30", "delete unused nodes"];
