@@ -15,7 +15,8 @@ path_is() {
 peer_start() {
   need edgelink edgelink-controller edgelink-ctl
   local d=$RUN/$PEER s key pin
-  rm -rf "$d"; mkdir -p "$d"
+  # The daemons' first words are waited for: not those of the run before.
+  rm -rf "$d" "$RUN/$PEER".*.log; mkdir -p "$d"
   spawn r R edgelink-controller --state-dir "$d/controller"
   wait_for 10 grep -q ^ready "$RUN/$PEER.r.log" || return 1
   edgelink-ctl --db "$d/controller/mesh.db" network create --name bench --subnet 10.99.0.0/24 >/dev/null

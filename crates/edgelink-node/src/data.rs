@@ -184,8 +184,11 @@ impl Node {
                 let peer = self.peers.get_mut(opened.peer).ok_or(Drop::UnknownKey)?;
                 peer.last_rx = Some(now.mono);
                 peer.undeliverable = None;
+                let wider = if peer.arrivals.note(way, now.mono) { peer.arrivals.poll_timeout() } else { None };
                 let (from, plaintext) = (opened.peer, opened.plaintext);
-                self.note_arrival(from, way, now);
+                if let Some(until) = wider {
+                    self.widen_window(from, until);
+                }
                 self.note_udp(from, way, now);
                 Ok((from, plaintext))
             }

@@ -340,14 +340,11 @@ impl Node {
         }
     }
 
-    /// An authenticated frame came over `way`: over several ways the replay window must be wide (DESIGN §2).
-    pub(crate) fn note_arrival(&mut self, id: NodeId, way: Way, now: Now) {
-        let Some(peer) = self.peers.get_mut(id) else { return };
-        if peer.arrivals.note(way, now.mono)
-            && let (Some(sessions), Some(at)) = (&mut self.sessions, peer.arrivals.poll_timeout())
-        {
+    /// Authenticated frames come over several ways: the replay window must be wide (DESIGN §2).
+    pub(crate) fn widen_window(&mut self, id: NodeId, until: Instant) {
+        if let Some(sessions) = &mut self.sessions {
             sessions.set_window(id, MAX_WINDOW);
-            self.timers.set(Timer::Window(id), at);
+            self.timers.set(Timer::Window(id), until);
         }
     }
 

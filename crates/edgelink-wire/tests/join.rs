@@ -407,3 +407,24 @@ fn types_are_the_kernels() {
     let mut flow = Flow { proto: UDP, ..Flow::tcp(1) };
     assert_eq!(join(&[flow.packet(100, 0), flow.packet(100, 0)], false).len(), 2, "UDP only where the kernel can");
 }
+
+/// For `scripts/check-instructions`, which counts what happens in here.
+#[inline(never)]
+fn measured_joining(joiner: &mut Joiner, packets: &[Vec<u8>]) -> usize {
+    let mut written = 0;
+    packets.iter().for_each(|packet| joiner.push(packet, &mut |_, packet| written += packet.len()));
+    joiner.flush(&mut |_, packet| written += packet.len());
+    written
+}
+
+/// Per super-packet of 45 segments.
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_join_segments() {
+    let mut joiner = Joiner::new(true);
+    let mut flow = Flow::tcp(1);
+    for _ in 0..20 {
+        let packets: Vec<_> = (0..45).map(|_| flow.packet(1348, ACK)).collect();
+        assert_eq!(measured_joining(&mut joiner, &packets), flow.head() + 45 * 1348);
+    }
+}

@@ -12,6 +12,7 @@ mod announce;
 mod control;
 mod data;
 mod garbage;
+mod instructions;
 mod packets;
 mod paths;
 mod persist;

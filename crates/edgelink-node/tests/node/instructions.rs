@@ -1,0 +1,132 @@
+//! The per-packet path, for `scripts/check-instructions`: it runs these under callgrind and counts what happens inside the
+//! functions called `measured_…`. A count is the same on every machine with the same instruction set, however busy.
+
+use crate::world::*;
+use edgelink_model::{NodeId, capabilities};
+use edgelink_wire::control::proto;
+use std::hint::black_box;
+use std::net::Ipv4Addr;
+
+/// Packets per count. The script divides by it.
+const PACKETS: usize = 2_000;
+/// Packets before the shell takes them.
+const BATCH: usize = 64;
+
+/// A member with so many peers, of which it talks to one, and ten routes for each.
+fn crowd(peers: u16) -> (World, Peer) {
+    let mut peer = Peer::new();
+    let mut world = World::joined(&peer);
+    let others = (1..peers).map(|n| {
+        let ip = Ipv4Addr::new(10, 8 + (n >> 8) as u8, n as u8, 1);
+        Peer::build(NodeId(1_000 + u32::from(n)), ip, 2, capabilities::SUPER_PACKETS)
+    });
+    let others: Vec<Peer> = others.collect();
+    let routes = others.iter().flat_map(|peer| {
+        let [_, b, c, _] = peer.ip.octets();
+        (0..10u8).map(move |n| proto::Route {
+            cidr: Some(proto::Prefix { address: vec![100 + n, b, c, 0], length: 24 }),
+            node_id: peer.id.0,
+            priority: 100,
+            weight: 100,
+            enabled: true,
+            ..proto::Route::default()
+        })
+    });
+    let mut all = config(11, std::iter::once(&peer).chain(&others).map(Peer::listed).collect());
+    all.routes = routes.collect();
+    world.config(all);
+    peer.meet(&mut world);
+    let hello = peer.packet(b"hello");
+    world.deliver_raw(world.relay(), &hello);
+    let first = [&PLAIN[..], &udp(MY_IP, PEER_IP, b"first")].concat();
+    world.node.handle_tun(&mut first.clone(), world.now());
+    world.tun.clear();
+    world.events();
+    (world, peer)
+}
+
+#[inline(never)]
+fn measured_sending(world: &mut World, frame: &mut [u8], packets: usize) {
+    let (now, relay) = (world.now(), world.relay());
+    for n in 0..packets {
+        world.node.handle_tun(frame, now);
+        if n % BATCH == 0 {
+            drain(world, relay);
+        }
+    }
+}
+
+#[inline(never)]
+fn measured_receiving(world: &mut World, frames: &mut [Vec<u8>]) -> usize {
+    let (now, relay) = (world.now(), world.relay());
+    let mut delivered = 0;
+    for frame in frames {
+        world
+            .node
+            .handle_message(relay, frame, now, &mut world.rng, &mut |_, packet| delivered += black_box(packet).len());
+        while world.node.poll_event().is_some() {}
+    }
+    delivered
+}
+
+fn drain(world: &mut World, relay: edgelink_node::LinkId) {
+    while world.node.poll_event().is_some() {}
+    while let Some(message) = world.node.poll_transmit(relay) {
+        black_box(message.len());
+    }
+}
+
+fn send(peers: u16) {
+    let (mut world, _peer) = crowd(peers);
+    let mut frame = [&PLAIN[..], &udp(MY_IP, PEER_IP, &[7; 1_372])].concat();
+    let before = world.peer_status(PEER).tx_bytes;
+    measured_sending(&mut world, &mut frame, PACKETS);
+    assert_eq!(world.peer_status(PEER).tx_bytes - before, 1_400 * PACKETS as u64);
+    assert!(world.status().drops.is_empty(), "{:?}", world.status().drops);
+}
+
+fn receive(peers: u16) {
+    let (mut world, mut peer) = crowd(peers);
+    let mut frames: Vec<Vec<u8>> = (0..PACKETS).map(|_| peer.packet(&[7; 1_372])).collect();
+    assert_eq!(measured_receiving(&mut world, &mut frames), 1_400 * PACKETS);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_send_with_1_peer() {
+    send(1);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_send_with_1000_peers() {
+    send(1_000);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_receive_with_1_peer() {
+    receive(1);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_receive_with_1000_peers() {
+    receive(1_000);
+}
+
+/// Per super-packet of 40 segments.
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_send_super_packets() {
+    let (mut world, _peer) = crowd(1);
+    let (header, packet) = tcp(MY_IP, PEER_IP, &[7; 40 * 1_348], 1_348);
+    let mut frame = [&header[..], &packet].concat();
+    let (now, relay) = (world.now(), world.relay());
+    for _ in 0..PACKETS / 100 {
+        measured_sending(&mut world, &mut frame, 1);
+        drain(&mut world, relay);
+    }
+    assert_eq!(now, world.now());
+    assert!(world.status().drops.is_empty(), "{:?}", world.status().drops);
+}
