@@ -261,11 +261,23 @@ impl Control {
                 Ok(())
             }
             (ControlMessage::ConfigUpdate(_), State::Pending { .. }) => Ok(()),
+            (ControlMessage::P2pEndpoint(message), State::Ready(ready)) if message.node_id == 0 => {
+                let node = ready.node;
+                if self.may_signal(id, now) {
+                    self.note_endpoints(node, &message);
+                }
+                Ok(())
+            }
+            (ControlMessage::P2pStatus(status), State::Ready(ready)) => {
+                let node = ready.node;
+                self.note_direct(node, status, now);
+                Ok(())
+            }
             (message @ (ControlMessage::P2pInit(_) | ControlMessage::P2pEndpoint(_)), State::Ready(_)) => {
                 self.forward_signal(id, message, now);
                 Ok(())
             }
-            // The state of direct paths belongs to later stages of the protocol: taken, not yet used.
+            // They were under way when the node lost its membership.
             (
                 ControlMessage::P2pInit(_)
                 | ControlMessage::P2pEndpoint(_)
@@ -500,6 +512,7 @@ impl Control {
             self.presence.by_node.remove(&node);
             self.locations.forget_report(node);
             self.locations_changed(now);
+            self.direct.forget(node);
             self.events.push_back(Event::Store(StoreOp::Seen { node, online: false }));
             self.mark_presence(node, now);
         }

@@ -12,6 +12,7 @@
 
 mod channel;
 mod connections;
+mod direct;
 mod fanout;
 pub mod latency;
 mod locations;
@@ -26,10 +27,11 @@ mod timers;
 mod tokens;
 
 use connections::Connections;
+pub use direct::DirectStatus;
 use edgelink_auth::token::Issuer;
 use edgelink_model::records::{
-    AnnouncedRoute, Change, ChangeId, EnrollError, EnrollRequest, NodeKeyRecord, NodeRecord, RevocationRecord,
-    RevocationTarget, ServerRecord, Snapshot,
+    AnnouncedRoute, Change, ChangeId, EnrollError, EnrollRequest, NodeEndpoints, NodeKeyRecord, NodeRecord,
+    RevocationRecord, RevocationTarget, ServerRecord, Snapshot,
 };
 use edgelink_model::{NetworkId, NodeId, Now, ServerId};
 use latency::{BestPath, LatencyMatrix};
@@ -166,6 +168,9 @@ pub enum StoreOp {
         /// New ones need no administrator (`security.require_route_approval: false`).
         approve: bool,
     },
+    /// What a node says of its NAT and endpoints, for people; nodes get nothing of it from there. The newest of a node
+    /// counts, so they may be gathered.
+    SetEndpoints(NodeEndpoints),
     /// A server registered with another URL, STUN address or set of functions than its record says.
     UpdateServer(ServerRecord),
 }
@@ -221,6 +226,7 @@ pub struct Control {
     servers: Servers,
     locations: Locations,
     latency: LatencyMatrix,
+    direct: direct::DirectStatuses,
     paths: Paths,
     /// Subnets that their gateway says are dead on its side. Hot state, never written.
     dead_routes: DeadRoutes,
@@ -249,6 +255,7 @@ impl Control {
             servers: Servers::default(),
             locations: Locations::default(),
             latency: LatencyMatrix::default(),
+            direct: direct::DirectStatuses::default(),
             paths: Paths::default(),
             dead_routes: DeadRoutes::default(),
             dirty: BTreeMap::new(),

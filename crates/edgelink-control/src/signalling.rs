@@ -22,12 +22,11 @@ impl Control {
     /// Forwards P2P_INIT or P2P_ENDPOINT to the node that it names, which gets the sender's id in its place. A node of
     /// another network is nobody, and nobody is told so: the attempt times out.
     pub(crate) fn forward_signal(&mut self, from: ConnId, message: ControlMessage, now: Now) {
-        let Some(conn) = self.conns.get_mut(from) else { return };
-        let Some(ready) = conn.ready() else { return };
-        let (sender, network) = (ready.node, ready.network);
-        if !conn.signalling.allows(now.mono) {
+        if !self.may_signal(from, now) {
             return;
         }
+        let Some(ready) = self.conns.get(from).and_then(|conn| conn.ready()) else { return };
+        let (sender, network) = (ready.node, ready.network);
         let (to, message) = match message {
             ControlMessage::P2pInit(init) => {
                 (init.node_id, ControlMessage::P2pInit(proto::P2pInit { node_id: sender.0, ..init }))
@@ -43,6 +42,11 @@ impl Control {
         if self.conns.get(to).and_then(|conn| conn.network()) == Some(network) {
             self.send(to, message, Flags::NONE);
         }
+    }
+
+    /// Whether a connection has something left of what it may say about direct paths in a second.
+    pub(crate) fn may_signal(&mut self, from: ConnId, now: Now) -> bool {
+        self.conns.get_mut(from).is_some_and(|conn| conn.signalling.allows(now.mono))
     }
 }
 

@@ -4,7 +4,7 @@ use crate::live::Ask;
 use crate::{figures, now, os_rng};
 use bytes::Bytes;
 use edgelink_control::{ConnId, Control, ControlConfig, Event, Stats, StoreOp};
-use edgelink_model::records::{Change, EnrollError, ServerRecord};
+use edgelink_model::records::{Change, EnrollError, NodeEndpoints, ServerRecord};
 use edgelink_model::{NodeId, ServerId};
 use edgelink_net::server::Entered;
 use edgelink_net::ws::WebSocket;
@@ -41,6 +41,7 @@ pub(crate) struct Hub {
     conns: RefCell<HashMap<ConnId, Rc<Conn>>>,
     presence: RefCell<BTreeMap<NodeId, bool>>,
     servers: RefCell<BTreeMap<ServerId, bool>>,
+    endpoints: RefCell<BTreeMap<NodeId, NodeEndpoints>>,
     armed: Cell<Option<Instant>>,
     rearm: Notify,
     /// One reader of the change log at a time, so that changes are applied in their order.
@@ -76,6 +77,7 @@ impl Hub {
             conns: RefCell::default(),
             presence: RefCell::default(),
             servers: RefCell::default(),
+            endpoints: RefCell::default(),
             armed: Cell::new(None),
             rearm: Notify::new(),
             tail: Mutex::new(()),
@@ -223,6 +225,9 @@ impl Hub {
             }
             StoreOp::ServerSeen { server, online } => {
                 self.servers.borrow_mut().insert(server, online);
+            }
+            StoreOp::SetEndpoints(told) => {
+                self.endpoints.borrow_mut().insert(told.node, told);
             }
             StoreOp::UpdateServer(record) => {
                 tokio::task::spawn_local(async move {
@@ -393,6 +398,14 @@ impl Hub {
             && let Err(error) = self.store.touch_servers(&online, now().unix_ms).await
         {
             tracing::debug!(%error, "signs of life of servers not written; written with the next");
+        }
+        let told: Vec<NodeEndpoints> = std::mem::take(&mut *self.endpoints.borrow_mut()).into_values().collect();
+        if let Err(error) = self.store.set_endpoints(&told).await {
+            tracing::debug!(%error, "endpoints not written; tried again");
+            let mut endpoints = self.endpoints.borrow_mut();
+            for told in told {
+                endpoints.entry(told.node).or_insert(told);
+            }
         }
         let batch = std::mem::take(&mut *self.presence.borrow_mut());
         if batch.is_empty() {

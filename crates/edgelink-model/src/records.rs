@@ -67,6 +67,28 @@ impl NodeRecord {
     }
 }
 
+/// What a node says of its NAT and of where it can be reached (tables `nodes` and `node_endpoints`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeEndpoints {
+    /// Whose.
+    pub node: NodeId,
+    /// One of the names of specification §6.1, as in `edgelink status`; `None` when it said none that is known.
+    pub nat_type: Option<String>,
+    /// All of them, replacing those before.
+    pub endpoints: Vec<EndpointRecord>,
+}
+
+/// An address at which a node may be reached (table `node_endpoints`, specification §6.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointRecord {
+    /// `lan`, `stun`, `upnp` or `relay`.
+    pub kind: String,
+    /// Address and port.
+    pub address: std::net::SocketAddr,
+    /// 1 (best) to 3.
+    pub priority: u8,
+}
+
 /// What a node says of the machine that it runs on. Each string is at most 255 bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostInfo {

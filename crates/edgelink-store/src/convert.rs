@@ -117,7 +117,7 @@ fn unhex32(s: &str) -> Option<[u8; 32]> {
     Some(out)
 }
 
-fn parse<T: FromStr>(what: &str, id: impl Display, value: &str) -> Result<T, StoreError> {
+pub(crate) fn parse<T: FromStr>(what: &str, id: impl Display, value: &str) -> Result<T, StoreError> {
     value.parse().map_err(|_| corrupt(what, id, value))
 }
 
@@ -125,7 +125,7 @@ fn parse_opt<T: FromStr>(what: &str, id: impl Display, value: Option<&str>) -> R
     value.map(|v| parse(what, id, v)).transpose()
 }
 
-fn corrupt(what: &str, id: impl Display, value: &str) -> StoreError {
+pub(crate) fn corrupt(what: &str, id: impl Display, value: &str) -> StoreError {
     StoreError::Corrupt(format!("{what} of row {id} is {value:?}"))
 }
 

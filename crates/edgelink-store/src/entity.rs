@@ -71,6 +71,21 @@ table! {
 }
 
 table! {
+    /// An address at which a node may be reached.
+    node_endpoint "node_endpoints" {
+        #[sea_orm(primary_key)]
+        id: i32,
+        node_id: i32,
+        #[sea_orm(column_name = "type")]
+        kind: String,
+        ip: String,
+        port: i32,
+        priority: i32,
+        updated_at: i64,
+    }
+}
+
+table! {
     /// A subnet behind a node.
     node_route "node_routes" {
         #[sea_orm(primary_key)]

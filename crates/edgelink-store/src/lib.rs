@@ -15,6 +15,7 @@ mod changes;
 mod check;
 mod convert;
 mod dump;
+mod endpoints;
 mod enroll;
 mod entity;
 mod error;

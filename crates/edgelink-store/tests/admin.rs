@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use edgelink_model::records::{AnnouncedRoute, ServerKind};
+use edgelink_model::records::{AnnouncedRoute, EndpointRecord, NodeEndpoints, ServerKind};
 use edgelink_model::{NetworkId, ServerId};
 use edgelink_store::{Actor, NewNetwork, NewRoute, NewServer, NodeFilter, Store};
 
@@ -41,6 +41,38 @@ async fn networks_are_made_found_and_deleted(db: Db) {
         refusal(store.delete_network(DEFAULT).await),
         "network default cannot be deleted: nodes that join without an auth key go there"
     );
+}
+
+on_both!(what_nodes_say_of_their_nats_and_endpoints_is_kept_and_moves_no_version);
+
+async fn what_nodes_say_of_their_nats_and_endpoints_is_kept_and_moves_no_version(db: Db) {
+    let store = db.open().await;
+    let key = edgelink_store::NewAuthKey { reusable: true, ..one_shot("k") };
+    store.create_auth_key(key).await.unwrap();
+    let node = store.enroll(knock_with(1, "k")).await.unwrap().id;
+    let version = store.counts().await.unwrap().version;
+    let endpoint = |kind: &str, address: &str, priority| EndpointRecord {
+        kind: kind.to_owned(),
+        address: address.parse().unwrap(),
+        priority,
+    };
+    let told = |nat_type: Option<&str>, endpoints| NodeEndpoints {
+        node,
+        nat_type: nat_type.map(str::to_owned),
+        endpoints,
+    };
+    let both = vec![endpoint("stun", "203.0.113.5:4000", 2), endpoint("lan", "[2001:db8::5]:4000", 1)];
+    let nobody = NodeEndpoints { node: edgelink_model::NodeId(999), ..told(None, both.clone()) };
+    store.set_endpoints(&[nobody, told(Some("symmetric"), both.clone())]).await.unwrap();
+    assert_eq!(store.endpoints(node).await.unwrap(), [both[1].clone(), both[0].clone()], "best first");
+    assert_eq!(store.find_node(&node.to_string(), None).await.unwrap().nat_type.as_deref(), Some("symmetric"));
+    // What it says next replaces that; a NAT that it does not name stays as it was.
+    store.set_endpoints(&[told(None, vec![both[0].clone()])]).await.unwrap();
+    assert_eq!(store.endpoints(node).await.unwrap(), [both[0].clone()]);
+    assert_eq!(store.find_node(&node.to_string(), None).await.unwrap().nat_type.as_deref(), Some("symmetric"));
+    assert_eq!(store.counts().await.unwrap().version, version, "no node must know");
+    store.delete_node(node).await.unwrap();
+    assert_eq!(store.endpoints(node).await.unwrap(), []);
 }
 
 on_both!(a_network_with_nodes_stays);

@@ -367,6 +367,79 @@ fn p2p_signalling_goes_from_member_to_member_of_one_network() {
 }
 
 #[test]
+fn what_a_node_says_of_its_direct_paths_is_kept_while_it_is_connected() {
+    let (a, b, stranger) = (Client::new(1), Client::new(2), Client::new(3));
+    let foreign = NodeRecord { network_id: NetworkId(2), ..stranger.record(102, true) };
+    let mut world = World::new(vec![a.record(100, true), b.record(101, true), foreign]);
+    let (at_a, _) = world.join(&a, NodeId(100), 1);
+    world.events();
+    let endpoint = proto::Endpoint { kind: 0, ip: vec![203, 0, 113, 5], port: 4000, priority: 0 };
+    let direct = |node_id| {
+        message(ControlMessage::P2pStatus(proto::P2pStatus {
+            node_id,
+            connected: true,
+            endpoint: Some(endpoint.clone()),
+            rtt_us: 1500,
+            reason: "none".to_owned(),
+        }))
+    };
+    // Its peer; then a node of another network, nobody, and itself.
+    for node_id in [101, 102, 999, 100] {
+        world.send(at_a, &direct(node_id));
+    }
+    assert_eq!(world.events(), []);
+    let kept: Vec<_> = world.control.direct(NodeId(100)).map(|(peer, status)| (peer, status.clone())).collect();
+    let [(peer, status)] = &kept[..] else { panic!("{kept:?}") };
+    assert_eq!((*peer, status.connected, status.reason.as_str()), (NodeId(101), true, ""));
+    assert_eq!(status.endpoint, Some("203.0.113.5:4000".parse().unwrap()));
+    assert_eq!((status.rtt, status.at), (Some(Duration::from_micros(1500)), world.now().unix_ms));
+
+    let reason = format!("UDP is blocked\u{1b}[31m{}", "!".repeat(10_000));
+    let relayed = proto::P2pStatus { node_id: 101, endpoint: Some(endpoint), reason, ..Default::default() };
+    world.send(at_a, &message(ControlMessage::P2pStatus(relayed)));
+    let status = world.control.direct(NodeId(100)).next().unwrap().1.clone();
+    assert!(!status.connected && status.endpoint.is_none() && status.rtt.is_none());
+    assert!(status.reason.starts_with("UDP is blocked[31m!") && status.reason.len() == 200, "{}", status.reason);
+
+    let now = world.now();
+    world.control.disconnect(at_a, now);
+    assert_eq!(world.control.direct(NodeId(100)).count(), 0);
+}
+
+#[test]
+fn nat_and_endpoints_of_a_node_go_to_the_database_cleaned() {
+    let a = Client::new(1);
+    let mut world = World::new(vec![a.record(100, true)]);
+    let (at_a, _) = world.join(&a, NodeId(100), 1);
+    world.events();
+    let endpoint = |kind, ip: &[u8], port, priority| proto::Endpoint { kind, ip: ip.to_vec(), port, priority };
+    let mut told = proto::P2pEndpoint {
+        endpoints: vec![
+            endpoint(1, &[192, 168, 1, 5], 4000, 1),
+            endpoint(1, &[192, 168, 1, 5], 4000, 1),
+            endpoint(2, &[203, 0, 113, 5], 4000, 900),
+            endpoint(77, &[203, 0, 113, 6], 4000, 2),
+            endpoint(2, &[203, 0, 113], 4000, 2),
+            endpoint(2, &[203, 0, 113, 7], 70_000, 2),
+        ],
+        nat_name: "full_cone".to_owned(),
+        ..Default::default()
+    };
+    world.send(at_a, &message(ControlMessage::P2pEndpoint(told.clone())));
+    let [Seen::Store(StoreOp::SetEndpoints(kept))] = &world.events()[..] else { panic!("nothing kept") };
+    assert_eq!((kept.node, kept.nat_type.as_deref()), (NodeId(100), Some("full_cone")));
+    let kept: Vec<_> = kept.endpoints.iter().map(|e| (e.kind.as_str(), e.address.to_string(), e.priority)).collect();
+    let (lan, stun) = ("192.168.1.5:4000".to_owned(), "203.0.113.5:4000".to_owned());
+    assert_eq!(kept, [("lan", lan, 1), ("stun", stun, 3)]);
+
+    told.nat_name = "<script>".to_owned();
+    told.endpoints = (0..10_000).map(|n| endpoint(1, &[10, 0, 0, 1], 1 + n, 1)).collect();
+    world.send(at_a, &message(ControlMessage::P2pEndpoint(told)));
+    let [Seen::Store(StoreOp::SetEndpoints(kept))] = &world.events()[..] else { panic!("nothing kept") };
+    assert_eq!((kept.nat_type.as_deref(), kept.endpoints.len()), (None, 16));
+}
+
+#[test]
 fn networks_do_not_see_each_other() {
     let (a, b) = (Client::new(1), Client::new(2));
     let mut other = b.record(2, true);
