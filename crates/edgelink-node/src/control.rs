@@ -192,7 +192,7 @@ impl Node {
                 self.acknowledge(link, &received.ty, applied, answer);
             }
             ControlMessage::P2pInit(message) if phase == Phase::Ready => {
-                let ask = proto::P2pEndpoint { attempt: 1, ..Default::default() };
+                let ask = proto::P2pEndpoint { attempt: message.attempt.max(1), ..Default::default() };
                 self.handle_endpoints(NodeId(message.node_id), &ask, now);
             }
             ControlMessage::P2pEndpoint(message) if phase == Phase::Ready => {
@@ -267,6 +267,7 @@ impl Node {
         self.announce_routes();
         self.refresh_relay_tokens(now);
         self.report_soon(now);
+        self.report_all_direct(now);
         self.ping_control(link, now, rng);
     }
 

@@ -16,14 +16,15 @@ impl Node {
         plan: Plan,
         now: Now,
     ) -> Result<(), Drop> {
-        let mut segments = Segments::new(header, packet, None).map_err(|_| Drop::NotIp)?;
+        let mss = plan.limit.and_then(|limit| mss_within(limit, packet));
+        let mut segments = Segments::new(header, packet, mss).map_err(|_| Drop::NotIp)?;
         if plan.second.is_none()
             && let Some(exit @ Exit::Udp(..)) = self.exit_of(plan.first)
         {
             return self.seal_segments(peer, &mut segments, exit, plan, now);
         }
         let mut outcome = Ok(());
-        virtio::segment(header, packet, None, |segment| {
+        virtio::segment(header, packet, mss, |segment| {
             let sent = self.send_sealed(peer, FrameType::Data, Flags::default(), &[segment], plan, now);
             outcome = outcome.and(sent);
         })
@@ -64,4 +65,12 @@ impl Node {
         self.udp_queued();
         outcome
     }
+}
+
+/// The most TCP payload per segment with which the segments of `packet` stay within `limit`.
+fn mss_within(limit: u16, packet: &[u8]) -> Option<u16> {
+    let transport = packet::parse(packet)?.transport;
+    let tcp = packet.get(transport + 12).map_or(20, |byte| usize::from(byte >> 4) * 4);
+    let headers = u16::try_from(transport + tcp).ok()?;
+    Some(limit.saturating_sub(headers).max(1))
 }

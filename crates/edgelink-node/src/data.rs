@@ -2,15 +2,20 @@
 
 use crate::link::LinkId;
 use crate::paths::Plan;
-use crate::{Drop, Node};
+use crate::{Drop, Event, Node};
 use edgelink_model::{NodeId, Now, ServerId, capabilities};
 use edgelink_path::{Hops, Way};
 use edgelink_session::OpenError;
 use edgelink_wire::virtio::{self, VirtioHeader};
-use edgelink_wire::{Flags, Frame, FrameType, HEADER_LEN, packet};
+use edgelink_wire::{Flags, Frame, FrameType, HEADER_LEN, icmp, packet};
+use std::time::Duration;
 
 /// The virtio header of a plain packet: nothing to do.
 const PLAIN: [u8; virtio::LEN] = [0; virtio::LEN];
+
+const UDP_HEADER: usize = 8;
+/// Least time between two complaints about packets that are too large.
+const COMPLAIN_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Node {
     /// One read of the TUN: a 10-byte virtio header and an IP packet or TCP super-packet. May complete the packet's
@@ -35,10 +40,15 @@ impl Node {
         };
         let bytes = packet.len();
         let mut plan = self.plan(peer, bytes, now)?;
-        let narrow = plan.hedging || plan.first.is_direct();
-        if !header.is_gso() && plan.first.is_direct() && !self.fits_udp(&[packet]) {
-            // Whatever the TUN's MTU is: nothing is cut into IP fragments.
-            plan.first = self.relay_way(peer).ok_or(Drop::TooLarge)?;
+        let narrow = plan.hedging || plan.limit.is_some();
+        // TCP is cut to what the path carries; datagrams are what they are.
+        let whole = match header.gso_type & !virtio::GSO_ECN {
+            virtio::GSO_NONE => packet.len(),
+            virtio::GSO_UDP_L4 => ip.transport + UDP_HEADER + usize::from(header.gso_size),
+            _ => 0,
+        };
+        if plan.limit.is_some_and(|limit| whole > usize::from(limit)) {
+            self.go_round(peer, packet, &mut plan, now)?;
         }
         if !header.is_gso() {
             virtio::complete_checksum(&header, packet).map_err(|_| Drop::NotIp)?;
@@ -54,6 +64,28 @@ impl Node {
             peer.tx_bytes += bytes as u64;
         }
         Ok(())
+    }
+
+    /// A packet is too large for the direct path: if it may not be cut, its sender hears of it, as a router would say; else
+    /// it goes through a relay whole (DESIGN §5, MTU).
+    fn go_round(&mut self, peer: NodeId, packet: &[u8], plan: &mut Plan, now: Now) -> Result<(), Drop> {
+        let limit = plan.limit.unwrap_or(u16::MAX);
+        if let Some(complaint) = icmp::too_big(packet, limit) {
+            self.complain(complaint, now);
+            return Err(Drop::TooLarge);
+        }
+        let relay = self.relay_way(peer).ok_or(Drop::TooLarge)?;
+        *plan = Plan { first: relay, second: None, hedging: plan.hedging, limit: None };
+        Ok(())
+    }
+
+    /// Hands the TUN a packet of our own making, not too often.
+    fn complain(&mut self, packet: Vec<u8>, now: Now) {
+        let due = self.complained_at.is_none_or(|at| now.mono.saturating_duration_since(at) >= COMPLAIN_INTERVAL);
+        if due {
+            self.complained_at = Some(now.mono);
+            self.events.push_back(Event::Packet(packet));
+        }
     }
 
     fn takes_super_packets(&self, peer: NodeId) -> bool {
@@ -164,7 +196,7 @@ impl Node {
         if ping {
             self.handle_sealed_endpoints(from, plaintext, now);
             let echo = plaintext.to_vec();
-            let plan = Plan { first: way, second: None, hedging: false };
+            let plan = Plan::only(way);
             self.send_sealed(from, FrameType::P2pPong, Flags::default(), &[&echo], plan, now)
         } else {
             let probe = edgelink_wire::probe::Probe::parse(plaintext).map_err(|_| Drop::Malformed)?;

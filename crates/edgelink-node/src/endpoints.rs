@@ -3,16 +3,19 @@
 //! probed within the budget, and counts once it is proved.
 
 use crate::control::ip;
+use crate::p2p_status;
+use crate::punching::LEAD;
+use crate::sockets::MAPPING_PATIENCE;
 use crate::timers::Timer;
 use crate::{Drop, Node};
 use edgelink_model::{NodeId, Now};
-use edgelink_path::{Endpoint, EndpointKind, MAX_ENDPOINTS, PunchState, usable};
+use edgelink_path::{ATTEMPTS, Behaviour, Endpoint, EndpointKind, MAX_ENDPOINTS, Punch, PunchState, usable};
 use edgelink_wire::control::{ControlMessage, proto};
 use edgelink_wire::probe::{self, Probe};
 use edgelink_wire::{Flags, FrameType};
 use ipnet::IpNet;
 use prost::Message as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// What follows the fixed part of a P2P_PING: nothing, zeros, or this and a P2P_ENDPOINT message.
@@ -23,13 +26,15 @@ const DISABLED: &str = "disabled";
 const FRESH: Duration = Duration::from_secs(20);
 
 impl Node {
-    /// Our endpoints, best first.
-    pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
+    /// Our endpoints for a peer, best first.
+    pub(crate) fn endpoints(&self, peer: NodeId) -> Vec<Endpoint> {
         let Some(port) = self.direct.port else { return Vec::new() };
         let overlay = self.overlay();
         let of = |kind, address| Endpoint { kind, address };
         let lan = self.direct.local.iter().map(|net| of(EndpointKind::Lan, SocketAddr::new(net.addr(), port)));
-        let stun = self.direct.nat.mapped().into_iter().map(|address| of(EndpointKind::Stun, address));
+        // What was made for this peer lately before what has failed.
+        let mapped = self.extra_mappings(peer).into_iter().chain(self.direct.mapped());
+        let stun = mapped.map(|address| of(EndpointKind::Stun, address));
         let upnp = self.direct.mappings.iter().map(|address| of(EndpointKind::Upnp, *address));
         let seen =
             self.direct.observed.values().map(|address| of(EndpointKind::Relay, SocketAddr::new(*address, port)));
@@ -45,9 +50,21 @@ impl Node {
         endpoints
     }
 
-    /// Addresses that lie inside the tunnel: a path through itself would be none.
+    /// Addresses that lie inside the tunnel, the overlay's own and those of peers' routes: a path through itself would be
+    /// none. A route to a network that this host is connected to is not taken, so its addresses are outside.
     pub(crate) fn overlay(&self) -> Vec<IpNet> {
-        self.network.as_ref().map(|network| network.subnets.clone()).unwrap_or_default()
+        let own = self.network.iter().flat_map(|network| network.subnets.iter().copied());
+        let me = self.identity.as_ref().map_or(0, |identity| identity.node.0);
+        let routes = self.latest.routes.iter().filter(|route| route.enabled && route.node_id != me);
+        let routes = routes.filter_map(|route| {
+            let cidr = route.cidr.as_ref()?;
+            IpNet::new(ip(&cidr.address)?, u8::try_from(cidr.length).ok()?).ok()
+        });
+        let elsewhere = |net: &IpNet| {
+            let here = |local: &IpNet| net.contains(&local.addr()) || local.contains(&net.addr());
+            net.prefix_len() > 0 && !self.direct.local.iter().any(here)
+        };
+        own.chain(routes.filter(elsewhere)).collect()
     }
 
     /// A mapping is known or has changed: peers that are being looked for get it.
@@ -60,21 +77,23 @@ impl Node {
             .map(|(id, _)| id)
             .collect();
         for id in searched {
-            self.tell_endpoints(id, false, now);
+            self.tell_endpoints(id, 0, now);
         }
     }
 
     /// Tells a peer our endpoints: through the controller (specification §6.3); sealed through a relay when that is
-    /// away, or when the peer has come to us that way.
-    pub(crate) fn tell_endpoints(&mut self, id: NodeId, ask: bool, now: Now) {
-        let stale = self.direct.nat.answered_at().is_none_or(|at| now.mono.saturating_duration_since(at) > FRESH);
-        if stale && self.direct.port.is_some() {
-            self.direct.nat.refresh();
-            self.timers.set_earlier(Timer::Stun, now.mono);
+    /// away, or when the peer has come to us that way. `attempt` is the one that begins, 0 when nothing is asked for.
+    pub(crate) fn tell_endpoints(&mut self, id: NodeId, attempt: u32, now: Now) {
+        for nat in &mut self.direct.nats {
+            let stale = nat.answered_at().is_none_or(|at| now.mono.saturating_duration_since(at) > FRESH);
+            if stale && self.direct.port.is_some() {
+                nat.refresh();
+                self.timers.set_earlier(Timer::Stun, now.mono);
+            }
         }
-        let message = self.endpoint_message(id, ask);
+        let message = self.endpoint_message(id, attempt);
         if let Some(link) = self.control_link() {
-            if ask {
+            if attempt > 0 {
                 let init = proto::P2pInit { node_id: id.0, attempt: message.attempt };
                 self.send_message(link, ControlMessage::P2pInit(init));
             }
@@ -83,30 +102,25 @@ impl Node {
         self.seal_endpoints(id, &message, now);
     }
 
-    pub(crate) fn endpoint_message(&self, id: NodeId, ask: bool) -> proto::P2pEndpoint {
-        let endpoint = |endpoint: Endpoint| proto::Endpoint {
-            kind: match endpoint.kind {
+    pub(crate) fn endpoint_message(&self, id: NodeId, attempt: u32) -> proto::P2pEndpoint {
+        let endpoint = |endpoint: Endpoint| {
+            let kind = match endpoint.kind {
                 EndpointKind::Lan => proto::endpoint::Kind::Lan,
                 EndpointKind::Stun => proto::endpoint::Kind::Stun,
                 EndpointKind::Upnp => proto::endpoint::Kind::Upnp,
                 EndpointKind::Relay => proto::endpoint::Kind::Relay,
-            }
-            .into(),
-            ip: match endpoint.address.ip() {
-                IpAddr::V4(v4) => v4.octets().to_vec(),
-                IpAddr::V6(v6) => v6.octets().to_vec(),
-            },
-            port: endpoint.address.port().into(),
-            priority: endpoint.kind.priority().into(),
+            };
+            p2p_status::endpoint(kind, endpoint.address, endpoint.kind.priority().into())
         };
-        let (mapping, filtering) = self.direct.nat.behaviour(|address| self.direct.is_own(address));
+        let (mapping, filtering) = self.nat_behaviour();
         let enabled = self.config.p2p.enabled;
         proto::P2pEndpoint {
             node_id: id.0,
-            endpoints: self.endpoints().into_iter().map(endpoint).collect(),
-            attempt: u32::from(ask),
+            endpoints: self.endpoints(id).into_iter().map(endpoint).collect(),
+            attempt,
             nat_mapping: if enabled { mapping.name() } else { DISABLED }.to_owned(),
             nat_filtering: filtering.name().to_owned(),
+            nat_name: self.nat_name_text().to_owned(),
         }
     }
 
@@ -115,7 +129,7 @@ impl Node {
         let probe = Probe { path: 0, sent_us: self.probe_time(now) }.encode();
         let body = message.encode_to_vec();
         let Some(relay) = self.relay_way(id) else { return };
-        let plan = crate::paths::Plan { first: relay, second: None, hedging: false };
+        let plan = crate::paths::Plan::only(relay);
         let parts: [&[u8]; 3] = [&probe, &[ENDPOINTS_TAG], &body];
         if let Err(reason) = self.send_sealed(id, FrameType::P2pPing, Flags::default(), &parts, plan, now) {
             tracing::trace!(peer = %id, ?reason, "endpoints not told");
@@ -133,23 +147,39 @@ impl Node {
         }
     }
 
-    /// A peer tells its endpoints (`attempt` 1: and asks for ours).
+    /// The answer to a peer that asked for our endpoints.
+    pub(crate) fn answer_endpoints(&mut self, to: NodeId, now: Now) {
+        let answer = self.endpoint_message(to, 0);
+        if let Some(link) = self.control_link() {
+            self.send_message(link, ControlMessage::P2pEndpoint(answer.clone()));
+        }
+        self.seal_endpoints(to, &answer, now);
+    }
+
+    /// A peer tells its endpoints (`attempt` above 0: and asks for ours).
     pub(crate) fn handle_endpoints(&mut self, from: NodeId, message: &proto::P2pEndpoint, now: Now) {
         if self.peers.get(from).is_none() || !self.sessions.as_ref().is_some_and(|s| s.has_peer(from)) {
             return;
         }
-        if message.attempt == 1 {
-            let answer = self.endpoint_message(from, false);
-            let due = |peer: &mut crate::peers::Peer| peer.may_answer(now.mono);
-            if self.peers.get_mut(from).is_some_and(due) {
-                if let Some(link) = self.control_link() {
-                    self.send_message(link, ControlMessage::P2pEndpoint(answer.clone()));
-                }
-                self.seal_endpoints(from, &answer, now);
+        let attempt = message.attempt.min(ATTEMPTS + 1);
+        let due = |peer: &mut crate::peers::Peer| peer.may_answer(now.mono);
+        let answers = attempt > 0 && self.peers.get_mut(from).is_some_and(due);
+        // The peer has opened another socket for this attempt, and so do we: its mapping is learnt first.
+        let retries = answers && (2..=ATTEMPTS).contains(&attempt) && self.direct.port.is_some();
+        if retries && self.open_retry(from) {
+            if let Some(peer) = self.peers.get_mut(from) {
+                peer.asked_for = attempt;
             }
+            self.timers.set(Timer::Tell(from), now.mono + MAPPING_PATIENCE);
+        } else if answers {
+            if attempt > ATTEMPTS {
+                self.close_retries(from);
+            }
+            self.answer_endpoints(from, now);
         }
         let overlay = self.overlay();
         let mut candidates: Vec<(u32, SocketAddr)> = Vec::new();
+        let mut mapped = Vec::new();
         for endpoint in message.endpoints.iter().take(8 * MAX_ENDPOINTS) {
             let (Some(ip), Ok(port)) = (ip(&endpoint.ip), u16::try_from(endpoint.port)) else { continue };
             let address = SocketAddr::new(ip.to_canonical(), port);
@@ -157,27 +187,45 @@ impl Node {
             let outside = usable(address, &overlay) && !self.captures(address.ip());
             if !known && outside && !self.direct.is_own(address) {
                 candidates.push((endpoint.priority, address));
+                if endpoint.kind == i32::from(proto::endpoint::Kind::Stun) {
+                    mapped.push(address);
+                }
             }
         }
         candidates.sort_by_key(|(priority, _)| *priority);
         candidates.truncate(MAX_ENDPOINTS);
-        let delay = self.half_way(from);
-        let sockets = self.direct.sockets();
+        mapped.truncate(MAX_ENDPOINTS);
+        let half_way = self.half_way(from);
+        let sockets = self.sockets_for(from);
+        let largest = self.config.p2p.mtu;
         let Some(peer) = self.peers.get_mut(from) else { return };
-        peer.refuses_direct = message.nat_mapping == DISABLED;
-        peer.is_symmetric = matches!(message.nat_mapping.as_str(), "address_dependent" | "address_and_port_dependent");
+        // P2P_INIT says nothing of all this.
+        if !message.nat_mapping.is_empty() {
+            peer.refuses_direct = message.nat_mapping == DISABLED;
+            peer.is_blocked = message.nat_name == "udp_blocked";
+            peer.nat = (Behaviour::from_name(&message.nat_mapping), Behaviour::from_name(&message.nat_filtering));
+            peer.mapped = mapped;
+        }
+        let may_spray = self.may_spray(from);
+        let Some(peer) = self.peers.get_mut(from) else { return };
         if sockets.is_empty() || candidates.is_empty() {
             return;
         }
-        // Whoever asked begins when our answer arrives.
-        let delay = if message.attempt == 1 { delay } else { Duration::ZERO };
         let candidates = candidates.into_iter().map(|(_, address)| address).collect();
         let has_direct = peer.paths.as_ref().is_some_and(|paths| paths.has_direct());
-        let punch = peer.punch.get_or_insert_default();
+        let punch = peer.punch.get_or_insert_with(|| Box::new(Punch::new(largest)));
         if has_direct && punch.state() == PunchState::Idle {
             punch.done();
         }
-        punch.set_candidates(candidates, &sockets, delay, now.mono);
+        punch.set_may_spray(may_spray);
+        // Whoever asked begins when our answer arrives; in the third attempt whoever was asked leads.
+        let delay = match (attempt, punch.attempt()) {
+            (0, ATTEMPTS) => LEAD,
+            (0, _) => Duration::ZERO,
+            (2, _) => half_way + LEAD,
+            _ => half_way,
+        };
+        punch.set_candidates(candidates, attempt, &sockets, delay, now.mono);
         self.timers.set_earlier(Timer::Punch(from), now.mono);
     }
 

@@ -22,13 +22,16 @@ mod drops;
 mod endpoints;
 mod latency;
 mod link;
+mod p2p_status;
 mod path_report;
 mod paths;
 mod peers;
 mod persist;
 mod ping;
+mod punching;
 mod relays;
 mod routing;
+mod sockets;
 mod status;
 mod timers;
 mod udp;
@@ -136,6 +139,8 @@ pub enum Event {
     },
     /// [`Node::poll_datagram`] has something. Told once until it has returned `None`.
     Datagrams,
+    /// Write this IP packet to the TUN: an answer to one of ours that is too large for its path.
+    Packet(Vec<u8>),
     /// The answer to [`Node::ping`].
     Pong {
         /// Which ping.
@@ -214,6 +219,8 @@ pub struct Node {
     drops: Drops,
     /// When a newer statement of ours that we have not made was heard.
     own_heard_at: Option<Instant>,
+    /// When the TUN was last told that a packet is too large.
+    complained_at: Option<Instant>,
     events: VecDeque<Event>,
     /// Origin of the times in our PINGs.
     epoch: Instant,
@@ -255,6 +262,7 @@ impl Node {
             timers: Timers::default(),
             drops: Drops::default(),
             own_heard_at: None,
+            complained_at: None,
             events: VecDeque::new(),
             epoch: now.mono,
         };
@@ -293,7 +301,8 @@ impl Node {
                 Timer::Announce(peer) => self.announce_timeout(peer, now),
                 Timer::Ping(ping) => self.pings.forget(ping),
                 Timer::Path(peer) => self.path_timeout(peer, now),
-                Timer::Punch(peer) => self.punch_timeout(peer, now),
+                Timer::Punch(peer) => self.punch_timeout(peer, now, rng),
+                Timer::Tell(peer) => self.tell_timeout(peer, now),
                 Timer::Stun => self.stun_timeout(now, rng),
                 Timer::Window(peer) => self.window_timeout(peer, now),
                 Timer::Stall(link) => self.stall_timeout(link, now),

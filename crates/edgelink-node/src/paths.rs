@@ -6,7 +6,7 @@ use crate::relays::Relay;
 use crate::timers::Timer;
 use crate::{Drop, Node};
 use edgelink_model::{NodeId, Now, ServerId};
-use edgelink_path::{Advice, Hops, PathId, PeerPaths, RelayWay, SocketId, View, Way};
+use edgelink_path::{Advice, Hops, PathId, PeerPaths, RelayWay, Sending, SocketId, View, Way};
 use edgelink_session::{DEFAULT_WINDOW, MAX_WINDOW, SealError};
 use edgelink_wire::control::proto;
 use edgelink_wire::probe::Probe;
@@ -31,6 +31,15 @@ pub(crate) struct Plan {
     pub(crate) second: Option<Way>,
     /// The path is in doubt: packets should be small.
     pub(crate) hedging: bool,
+    /// The largest IP packet that fits; `None`: whatever the TUN gives.
+    pub(crate) limit: Option<u16>,
+}
+
+impl Plan {
+    /// This way and no other.
+    pub(crate) fn only(way: Way) -> Self {
+        Self { first: way, second: None, hedging: false, limit: None }
+    }
 }
 
 impl Node {
@@ -73,18 +82,18 @@ impl Node {
             self.want_direct(peer, now);
         }
         let first = sending.first.ok_or(Drop::NoPath)?;
-        Ok(Plan { first, second: sending.second, hedging })
+        Ok(Plan { first, second: sending.second, hedging, limit: sending.limit })
     }
 
     /// Where anything else goes: it starts nothing.
     pub(crate) fn aside(&mut self, peer: NodeId, bytes: usize, now: Now) -> Option<Plan> {
         let state = self.peers.get_mut(peer)?;
         if let Some(paths) = &mut state.paths {
-            let (first, second) = paths.aside(bytes, now.mono);
-            return first.map(|first| Plan { first, second, hedging: paths.is_hedging() });
+            let Sending { first, second, limit, .. } = paths.aside(bytes, now.mono);
+            return first.map(|first| Plan { first, second, hedging: paths.is_hedging(), limit });
         }
         let first = prospect(&self.relay_ways, state.advice, now.mono)?.way;
-        Some(Plan { first, second: None, hedging: false })
+        Some(Plan::only(first))
     }
 
     /// Seals one frame and queues it as planned. Announces our key first when the peer has not confirmed it.
@@ -308,8 +317,9 @@ impl Node {
             self.peers.get_mut(id).and_then(|p| p.paths.as_mut()).and_then(|p| p.next_probe(now.mono))
         {
             let sent_us = self.probe_time(now);
-            let message = Probe { path: probe.path.0, sent_us }.encode();
-            let plan = Plan { first: probe.way, second: None, hedging: false };
+            let mut message = Probe { path: probe.path.0, sent_us }.encode().to_vec();
+            message.resize(message.len().max(probe.size.into()), 0);
+            let plan = Plan::only(probe.way);
             match self.send_sealed(id, FrameType::P2pPing, Flags::default(), &[&message], plan, now) {
                 Ok(()) => {
                     if let Some(paths) = self.peers.get_mut(id).and_then(|p| p.paths.as_mut()) {

@@ -6,10 +6,10 @@ use crate::timers::Timer;
 use crate::{Drop, Node};
 use edgelink_auth::{MachinePublic, SignedStatement};
 use edgelink_model::{NodeId, Now};
-use edgelink_path::{Advice, Arrivals, PeerPaths, Punch};
+use edgelink_path::{Advice, Arrivals, Behaviour, PeerPaths, Punch};
 use edgelink_wire::control::proto;
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// LATENCY_REPORT lists the peers with data in this time (DESIGN §1).
@@ -50,8 +50,14 @@ pub(crate) struct Peer {
     pub(crate) punch: Option<Box<Punch>>,
     /// It wants no direct paths.
     pub(crate) refuses_direct: bool,
-    /// Its NAT maps each destination to another port.
-    pub(crate) is_symmetric: bool,
+    /// No UDP gets through to it.
+    pub(crate) is_blocked: bool,
+    /// Mapping and filtering of its NAT, as it says.
+    pub(crate) nat: (Behaviour, Behaviour),
+    /// Where STUN servers see it.
+    pub(crate) mapped: Vec<SocketAddr>,
+    /// It waits for our endpoints in this attempt of its own; 0: it does not.
+    pub(crate) asked_for: u32,
     /// When it was last told our endpoints because it asked.
     answered_at: Option<Instant>,
 }
@@ -203,9 +209,10 @@ impl Node {
 
     pub(crate) fn remove_peer(&mut self, id: NodeId) {
         self.peers.remove(id);
-        for timer in [Timer::Announce(id), Timer::Path(id), Timer::Window(id), Timer::Punch(id)] {
+        for timer in [Timer::Announce(id), Timer::Path(id), Timer::Window(id), Timer::Punch(id), Timer::Tell(id)] {
             self.timers.clear(timer);
         }
+        self.close_idle_sockets(id);
         if let Some(sessions) = &mut self.sessions {
             sessions.remove_peer(id);
         }
@@ -258,7 +265,10 @@ impl Peer {
             arrivals: Arrivals::default(),
             punch: None,
             refuses_direct: false,
-            is_symmetric: false,
+            is_blocked: false,
+            nat: (Behaviour::Unknown, Behaviour::Unknown),
+            mapped: Vec::new(),
+            asked_for: 0,
             answered_at: None,
         }
     }

@@ -22,6 +22,8 @@ pub(crate) enum Timer {
     Path(NodeId),
     /// Look for a direct path to a peer.
     Punch(NodeId),
+    /// Tell a peer our endpoints, whether or not an additional socket's mapping is known.
+    Tell(NodeId),
     /// Ask STUN servers.
     Stun,
     /// A peer's replay window may shrink again.

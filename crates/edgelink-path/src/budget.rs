@@ -13,6 +13,8 @@ pub struct Budget {
 }
 
 const DATAGRAM: u64 = 1_000_000;
+/// What [`Budget::take_spare`] leaves to others.
+const RESERVE: u32 = 5;
 
 impl Budget {
     /// `per_second` datagrams; 0: none ever.
@@ -33,6 +35,23 @@ impl Budget {
             }
             None => false,
         }
+    }
+
+    /// Whether there is none now.
+    pub fn is_empty(&self, now: Instant) -> bool {
+        !Self { ..*self }.take(now)
+    }
+
+    /// Takes one datagram for what may wait, if there are some left for others then.
+    pub fn take_spare(&mut self, now: Instant) -> bool {
+        let reserve = u64::from(self.per_second.min(RESERVE)) * DATAGRAM;
+        let has = *self;
+        if self.take(now) && self.tokens >= reserve {
+            return true;
+        }
+        // What was earned meanwhile stays earned.
+        *self = Self { tokens: has.tokens, refilled: has.refilled, ..*self };
+        false
     }
 
     /// How long to wait for the next datagram when there is none.
@@ -59,5 +78,23 @@ mod tests {
         assert!((20 * 60..=20 * 61).contains(&taken.len()), "{}", taken.len());
         assert!(taken.iter().filter(|ms| **ms < 1000).count() <= 40);
         assert!(!Budget::new(0).take(start));
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
+    fn what_may_wait_leaves_some_to_others_and_gets_the_whole_rate() {
+        let start = Instant::now();
+        let mut budget = Budget::new(20);
+        let mut spare = 0;
+        for ms in 0..60_000u64 {
+            let now = start + Duration::from_millis(ms);
+            while budget.take_spare(now) {
+                spare += 1;
+            }
+        }
+        assert!((1190..=1220).contains(&spare), "{spare}");
+        let end = start + Duration::from_millis(59_999);
+        assert_eq!((0..20).filter(|_| budget.take(end)).count(), 5);
+        assert!(!Budget::new(0).take_spare(start));
     }
 }

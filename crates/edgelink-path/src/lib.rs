@@ -27,6 +27,7 @@ mod nat;
 mod peer;
 mod punch;
 mod rank;
+mod spray;
 mod way;
 
 pub use arrivals::{Arrivals, SEVERAL_FOR};
@@ -38,6 +39,7 @@ pub use nat::{Behaviour, NatDiscovery, NatName, StunQuery, StunServer};
 pub use peer::{PeerPaths, Probe, Sending, View};
 pub use punch::{ATTEMPT, ATTEMPTS, Proof, Punch, PunchProbe, PunchState, RETRY_AFTER};
 pub use rank::{Evidence, MIN_GAIN, Rank, Standing, is_better};
+pub use spray::{SPRAY_FOR, SPRAY_SOCKETS, Spray};
 pub use way::{Advice, Class, Hops, PathId, RelayWay, SocketId, Way};
 
 use std::time::Duration;

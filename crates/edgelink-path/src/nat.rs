@@ -43,6 +43,12 @@ pub enum Behaviour {
 }
 
 impl Behaviour {
+    /// The behaviour of this name; unknown ones are unknown.
+    pub fn from_name(name: &str) -> Self {
+        let all = [Self::None, Self::EndpointIndependent, Self::AddressDependent, Self::AddressAndPortDependent];
+        all.into_iter().find(|behaviour| behaviour.name() == name).unwrap_or_default()
+    }
+
     /// As in P2P_ENDPOINT.
     pub fn name(self) -> &'static str {
         match self {
@@ -123,6 +129,8 @@ pub struct NatDiscovery {
     filtering: Behaviour,
     blocked: bool,
     answered_at: Option<Instant>,
+    /// Only the mapped address is wanted.
+    brief: bool,
 }
 
 impl NatDiscovery {
@@ -131,6 +139,12 @@ impl NatDiscovery {
         let servers: Vec<StunServer> =
             servers.iter().filter(|server| usable(server.primary, &[])).take(MAX_SERVERS).copied().collect();
         *self = Self { waiting: (!servers.is_empty()).then_some(Test::First(0)), servers, ..Self::default() };
+    }
+
+    /// Asks for the mapped address of this socket and nothing else. What was known is forgotten.
+    pub fn start_brief(&mut self, servers: &[StunServer]) {
+        self.start(servers);
+        self.brief = true;
     }
 
     /// Asks for the mapped address alone, once more, unless something is being asked anyway.
@@ -240,6 +254,11 @@ impl NatDiscovery {
         self.blocked
     }
 
+    /// Whether there are servers to be asked.
+    pub fn is_asked(&self) -> bool {
+        !self.servers.is_empty()
+    }
+
     /// Whether no test is under way.
     pub fn is_done(&self) -> bool {
         self.running.is_none() && self.waiting.is_none()
@@ -284,7 +303,8 @@ impl NatDiscovery {
                 let port = to.port().wrapping_add(1);
                 let told = self.server.and_then(|server| server.second).map(|ip| SocketAddr::new(ip, port));
                 self.other = other.filter(|other| usable(*other, &[])).or(told);
-                self.waiting = Some(Test::Filter { address: self.other.is_some_and(|o| o.ip() != to.ip()) });
+                let address = self.other.is_some_and(|o| o.ip() != to.ip());
+                self.waiting = (!self.brief).then_some(Test::Filter { address });
             }
             Test::Filter { address: true } => {
                 self.filtering = Behaviour::EndpointIndependent;

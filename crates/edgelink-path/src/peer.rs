@@ -24,6 +24,8 @@ pub struct Sending {
     pub first: Option<Way>,
     /// The same sealed bytes also go here.
     pub second: Option<Way>,
+    /// The largest IP packet that both carry; `None` when neither is a direct path.
+    pub limit: Option<u16>,
     /// [`PeerPaths::poll_timeout`] has moved.
     pub woken: bool,
 }
@@ -37,6 +39,9 @@ pub struct Probe {
     pub way: Way,
     /// Nothing else flows there: a P2P_KEEPALIVE goes with it (specification §6.4).
     pub keepalive: bool,
+    /// It is padded as if it carried an IP packet of so many bytes, the largest that is sent there: a way that carries
+    /// small packets only is dead (DESIGN §5, MTU). 0: as short as it can be.
+    pub size: u16,
 }
 
 /// A path as people see it.
@@ -52,6 +57,8 @@ pub struct View {
     pub rtt: Option<Duration>,
     /// Through two relays, as far as is known.
     pub mesh: bool,
+    /// The largest IP packet that a direct path carries.
+    pub limit: Option<u16>,
     /// The second relay, when the controller named it.
     pub via: Option<ServerId>,
 }
@@ -68,6 +75,8 @@ pub struct PeerPaths {
     /// Packets are doubled over `standby`.
     hedge: Option<Hedge>,
     standby: Option<Way>,
+    /// The largest IP packet that the current path and the standby carry, where they are direct.
+    limits: [Option<u16>; 2],
     /// PONGs of the current path have been missing since.
     trouble: Option<Instant>,
     last_send: Option<Instant>,
@@ -97,6 +106,7 @@ struct Path {
     rejected: bool,
     /// Of a direct path.
     keepalive: Keepalive,
+    limit: Option<u16>,
 }
 
 impl PeerPaths {
@@ -150,12 +160,20 @@ impl PeerPaths {
             self.begin(now);
         }
         let (first, second) = self.ways(bytes, now);
-        Sending { first, second, woken: paused }
+        Sending { first, second, limit: self.limit_of(first, second), woken: paused }
     }
 
     /// Where something other than a packet of the user goes: it starts no probing, and is doubled while packets are.
-    pub fn aside(&mut self, bytes: usize, now: Instant) -> (Option<Way>, Option<Way>) {
-        self.ways(bytes, now)
+    pub fn aside(&mut self, bytes: usize, now: Instant) -> Sending {
+        let (first, second) = self.ways(bytes, now);
+        Sending { first, second, limit: self.limit_of(first, second), woken: false }
+    }
+
+    fn limit_of(&self, first: Option<Way>, second: Option<Way>) -> Option<u16> {
+        let [current, standby] = self.limits;
+        let uses = |way: Option<Way>| way.is_some() && (first == way || second == way);
+        let current = current.filter(|_| uses(self.way));
+        current.into_iter().chain(standby.filter(|_| uses(self.standby))).min()
     }
 
     fn ways(&mut self, bytes: usize, now: Instant) -> (Option<Way>, Option<Way>) {
@@ -179,7 +197,8 @@ impl PeerPaths {
         let sending = self.is_sending(now);
         let path = self.paths.get_mut(index)?;
         path.last_probe = Some(now);
-        let probe = Probe { path: path.id, way: path.way, keepalive: path.way.is_direct() && !sending };
+        let size = path.limit.filter(|_| sending).unwrap_or(0);
+        let probe = Probe { path: path.id, way: path.way, keepalive: path.way.is_direct() && !sending, size };
         self.reschedule(now);
         Some(probe)
     }
@@ -193,19 +212,22 @@ impl PeerPaths {
         self.reschedule(now);
     }
 
-    /// Adds a direct path that a full-size probe and its PONG have proved, and takes it if it is of a better class. Of
-    /// more than [`MAX_DIRECT`] the worst is forgotten.
-    pub fn add_direct(&mut self, way: Way, rtt: Duration, now: Instant) {
+    /// Adds a direct path that a probe of `limit` bytes and its PONG have proved, and takes it if it is of a better class.
+    /// Of more than [`MAX_DIRECT`] the worst is forgotten.
+    pub fn add_direct(&mut self, way: Way, rtt: Duration, limit: u16, now: Instant) {
         self.last_proof = Some(now);
         if let Some(path) = self.paths.iter_mut().find(|path| path.way == way) {
             path.standing = Standing::Alive;
             path.misses = 0;
+            path.limit = path.limit.max(Some(limit));
+            self.find_standby();
             return self.reschedule(now);
         }
         self.last_id += 1;
         let id = PathId(self.last_id);
         let mut path = Path::new(id, way, None);
         path.standing = Standing::Alive;
+        path.limit = Some(limit);
         path.rtt.add(rtt);
         path.last_probe = Some(now);
         self.paths.push(path);
@@ -381,7 +403,8 @@ impl PeerPaths {
         };
         let any = matches!(path.way, Way::Relay { hops: Hops::Any, .. });
         let mesh = any && (via.is_some() || elsewhere());
-        View { path: path.id, way: path.way, standing: path.standing(), rtt: path.rtt.get(), mesh, via }
+        let limit = path.limit;
+        View { path: path.id, way: path.way, standing: path.standing(), rtt: path.rtt.get(), mesh, via, limit }
     }
 
     fn current(&self) -> Option<&Path> {
@@ -445,6 +468,7 @@ impl PeerPaths {
                 self.way = None;
                 self.hedge = None;
                 self.standby = None;
+                self.limits = [None; 2];
             }
         }
     }
@@ -501,12 +525,16 @@ impl PeerPaths {
     fn find_standby(&mut self) {
         let Some(current) = self.current() else {
             self.standby = None;
+            self.limits = [None; 2];
             return;
         };
         let (id, relay, direct) = (current.id, current.way.relay(), current.way.is_direct());
+        let limit = current.limit;
         let others = self.paths.iter().filter(|path| path.id != id && path.standing != Standing::Dead);
         let shares = |path: &Path| (direct && path.way.is_direct()) || (relay.is_some() && path.way.relay() == relay);
-        self.standby = others.min_by_key(|path| (shares(path), self.rank(path))).map(|path| path.way);
+        let standby = others.min_by_key(|path| (shares(path), self.rank(path))).map(|path| (path.way, path.limit));
+        self.standby = standby.map(|(way, _)| way);
+        self.limits = [limit, standby.and_then(|(_, limit)| limit)];
     }
 
     /// When a path is to be probed next; `None` without traffic.
@@ -576,6 +604,7 @@ impl Path {
             last_probe: None,
             rejected: false,
             keepalive: Keepalive::default(),
+            limit: None,
         }
     }
 }

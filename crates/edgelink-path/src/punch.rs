@@ -1,11 +1,13 @@
 //! Finding a direct path to one peer (specification §6.3): candidates are probed from both sides at once, in attempts of
 //! five seconds, three of them two seconds apart, then in the background at growing intervals while there is traffic.
 //!
-//! Every probe is a sealed P2P_PING. A candidate is proved by a PONG from the very address that was probed, then by a
-//! second, full-size round trip: a path that cannot carry full-size packets is no path (DESIGN §5, MTU). An authenticated
-//! PING from an unknown address makes that address a candidate, which is how symmetric NATs are met.
+//! Every probe is a sealed P2P_PING. A candidate is proved by a PONG from the very address that was probed, then by larger
+//! ones: the largest that comes back tells what the path carries (DESIGN §5, MTU). An authenticated PING from an unknown
+//! address makes that address a candidate, which is how symmetric NATs are met. Where that cannot be enough, because one
+//! side's mapping depends on the destination and the other filters by port, a fourth and longer attempt guesses
+//! ([`Spray`]).
 
-use crate::{Budget, MAX_ENDPOINTS, SocketId};
+use crate::{Budget, MAX_ENDPOINTS, SPRAY_FOR, SocketId, Spray};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -28,8 +30,12 @@ const SETTLE: Duration = Duration::from_secs(1);
 const MAX_OBSERVED: usize = 4;
 /// Probes that are remembered until their PONG comes.
 const MAX_IN_FLIGHT: usize = 64;
-/// Full-size probes to one address before it is held to be too narrow.
-const FULL_TRIES: u32 = 4;
+/// Rounds of large probes to one address; what has not passed by then does not pass.
+const LARGE_ROUNDS: u32 = 4;
+/// Networks below the usual 1,500 bytes that are common: WireGuard's, and the least that IPv6 allows.
+const NARROW: [u16; 2] = [1420, 1280];
+/// Between two rounds of the attempt that guesses.
+const SPRAY_ROUND: Duration = Duration::from_secs(5);
 
 /// A probe to be sent, straight to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,23 +44,25 @@ pub struct PunchProbe {
     pub socket: SocketId,
     /// To there.
     pub remote: SocketAddr,
-    /// Padded to the largest datagram that the path must carry.
-    pub full: bool,
+    /// Padded as if it carried an IP packet of so many bytes; 0: as short as it can be.
+    pub size: u16,
 }
 
 /// What a PONG proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// Small packets pass both ways; a full-size probe is due.
+    /// Small packets pass both ways; larger probes are due.
     Small,
     /// The path is good.
-    Full {
+    Usable {
         /// Our socket.
         socket: SocketId,
         /// The peer's address.
         remote: SocketAddr,
-        /// Round trip of the full-size probe.
+        /// Round trip of this probe.
         rtt: Duration,
+        /// IP packets of at most so many bytes pass.
+        limit: u16,
     },
 }
 
@@ -64,13 +72,16 @@ pub enum PunchState {
     /// Nobody has asked for a direct path.
     #[default]
     Idle,
-    /// Under way: which of [`ATTEMPTS`].
+    /// Under way: which of [`ATTEMPTS`], or the one after them, which guesses.
     Trying(u32),
     /// The attempts have failed; the next begins then.
     Waiting(Instant),
     /// There is a direct path.
     Done,
 }
+
+/// Header, nonce and tag of DATA and of sealed probes.
+const OVERHEAD: u16 = edgelink_wire::data::OVERHEAD as u16;
 
 /// The search for a direct path to one peer.
 ///
@@ -86,8 +97,7 @@ pub struct Punch {
     signal: bool,
     candidates: Vec<SocketAddr>,
     observed: Vec<(SocketId, SocketAddr)>,
-    /// Addresses that small probes have proved, and how many full-size ones were sent.
-    proved: Vec<(SocketId, SocketAddr, u32)>,
+    proved: Vec<Proved>,
     sockets: Vec<SocketId>,
     round: usize,
     round_at: Option<Instant>,
@@ -98,9 +108,63 @@ pub struct Punch {
     before: Option<PunchState>,
     /// There is a path; the search ends when the present attempt does.
     settling: bool,
+    /// The largest IP packet that a path may have to carry.
+    largest: u16,
+    /// Both NATs are such that guessing is worth while.
+    may_spray: bool,
+    spray: Option<Spray>,
+}
+
+/// An address that small probes have proved.
+#[derive(Clone, Copy, Debug)]
+struct Proved {
+    socket: SocketId,
+    remote: SocketAddr,
+    /// The largest packet that has passed; 0: none but the smallest.
+    limit: u16,
+    /// Rounds of large probes so far.
+    rounds: u32,
 }
 
 impl Punch {
+    /// A search for paths that should carry IP packets of up to `largest` bytes: the TUN's MTU.
+    pub fn new(largest: u16) -> Self {
+        Self { largest, ..Self::default() }
+    }
+
+    /// Which attempt is under way; 0: none.
+    pub fn attempt(&self) -> u32 {
+        match self.state {
+            PunchState::Trying(attempt) => attempt,
+            _ => 0,
+        }
+    }
+
+    /// Whether guessing is worth while when the attempts have failed: one side's mapping depends on the destination, and
+    /// the other filters by port.
+    pub fn set_may_spray(&mut self, may: bool) {
+        self.may_spray = may;
+    }
+
+    /// Whether the attempt that guesses is under way, and nobody has said yet how.
+    pub fn wants_spray(&self) -> bool {
+        self.attempt() > ATTEMPTS && !self.pausing && !self.settling && self.spray.is_none()
+    }
+
+    /// Our part in it.
+    pub fn set_spray(&mut self, spray: Spray) {
+        self.spray = Some(spray);
+    }
+
+    /// Our sockets for this peer have changed, or it is known now when the other side begins.
+    pub fn set_sockets(&mut self, sockets: &[SocketId], at: Instant) {
+        if let PunchState::Trying(attempt) = self.state
+            && !self.pausing
+        {
+            self.begin_round(at, attempt, sockets);
+        }
+    }
+
     /// How it stands.
     pub fn state(&self) -> PunchState {
         self.state
@@ -111,9 +175,9 @@ impl Punch {
         !self.candidates.is_empty() || !self.observed.is_empty()
     }
 
-    /// Whether small packets have passed somewhere, but no full-size ones.
+    /// Whether small packets have passed somewhere, but none that are worth a path.
     pub fn is_too_narrow(&self) -> bool {
-        self.proved.iter().any(|(_, _, tries)| *tries >= FULL_TRIES)
+        self.proved.iter().any(|proved| proved.rounds >= LARGE_ROUNDS && proved.limit == 0)
     }
 
     /// There is traffic and no direct path: begin, unless it has begun or failed a short while ago.
@@ -132,11 +196,22 @@ impl Punch {
     }
 
     /// The peer's endpoints, already filtered. It probes ours now; `delay` is how long to wait so that both begin at
-    /// once: a router may let an early packet claim the tuple.
-    pub fn set_candidates(&mut self, candidates: Vec<SocketAddr>, sockets: &[SocketId], delay: Duration, now: Instant) {
+    /// once: a router may let an early packet claim the tuple. `attempt` is the one that the peer has begun, 0 when it
+    /// only answers.
+    pub fn set_candidates(
+        &mut self,
+        candidates: Vec<SocketAddr>,
+        attempt: u32,
+        sockets: &[SocketId],
+        delay: Duration,
+        now: Instant,
+    ) {
         let new = candidates.iter().any(|candidate| !self.candidates.contains(candidate));
         self.candidates = candidates;
         self.candidates.truncate(MAX_ENDPOINTS);
+        if attempt > ATTEMPTS && self.may_spray && self.attempt() <= ATTEMPTS {
+            return self.respond(attempt.min(ATTEMPTS + 1), sockets, now);
+        }
         match self.state {
             PunchState::Trying(_) if !self.pausing && !new => {}
             PunchState::Trying(attempt) if !self.pausing => self.begin_round(now + delay, attempt, sockets),
@@ -146,7 +221,7 @@ impl Punch {
             }
             PunchState::Done if !new => {}
             _ => {
-                self.respond(sockets, now);
+                self.respond(1, sockets, now);
                 self.round_at = Some(now + delay);
             }
         }
@@ -163,9 +238,9 @@ impl Punch {
         }
         self.observed.push((socket, remote));
         if !matches!(self.state, PunchState::Trying(_)) || self.pausing {
-            self.respond(&[socket], now);
+            self.respond(1, &[socket], now);
         }
-        self.queue.push(PunchProbe { socket, remote, full: false });
+        self.queue.push(PunchProbe { socket, remote, size: 0 });
         self.round_at.get_or_insert(now);
     }
 
@@ -187,7 +262,8 @@ impl Punch {
             candidates: std::mem::take(&mut self.candidates),
             proved: std::mem::take(&mut self.proved),
             in_flight: std::mem::take(&mut self.in_flight),
-            ..Self::default()
+            may_spray: self.may_spray,
+            ..Self::new(self.largest)
         };
     }
 
@@ -206,8 +282,12 @@ impl Punch {
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let rounds = self.round_at.filter(|_| matches!(self.state, PunchState::Trying(_)) && !self.pausing);
-        self.until.into_iter().chain(rounds).min()
+        let trying = matches!(self.state, PunchState::Trying(_)) && !self.pausing;
+        let rounds = self.round_at.filter(|_| trying);
+        // What is queued goes first, and has its own time.
+        let guesses = trying && !self.settling && self.queue.is_empty();
+        let spray = self.spray.as_ref().filter(|_| guesses).and_then(Spray::not_before);
+        self.until.into_iter().chain(rounds).chain(spray).min()
     }
 
     /// Ends what is over, and begins rounds that are due; then [`Self::next_probe`] has what is to be sent.
@@ -226,7 +306,7 @@ impl Punch {
                     self.end();
                 }
                 PunchState::Trying(attempt) if self.pausing => self.begin(attempt + 1, true, sockets, now),
-                PunchState::Trying(attempt) if attempt < ATTEMPTS => {
+                PunchState::Trying(attempt) if attempt < ATTEMPTS + u32::from(self.may_spray) => {
                     self.pausing = true;
                     self.until = Some(now + PAUSE);
                     self.queue.clear();
@@ -252,7 +332,7 @@ impl Punch {
     /// The next probe of the round, if the budget allows one. [`Self::probe_sent`] comes after it.
     pub fn next_probe(&mut self, budget: &mut Budget, now: Instant) -> Option<PunchProbe> {
         if self.queue.is_empty() {
-            return None;
+            return self.next_guess(budget, now);
         }
         if !budget.take(now) {
             // What is left of the round goes on as soon as there is room.
@@ -261,7 +341,10 @@ impl Punch {
         }
         let probe = self.queue.remove(0);
         if self.queue.is_empty() {
-            let wait = ROUNDS.get(self.round).or(ROUNDS.last()).copied().unwrap_or_default();
+            let wait = match self.spray {
+                Some(_) => SPRAY_ROUND,
+                None => ROUNDS.get(self.round).or(ROUNDS.last()).copied().unwrap_or_default(),
+            };
             self.round += 1;
             self.round_at = Some(now + wait);
         }
@@ -285,26 +368,43 @@ impl Punch {
             return None;
         }
         let rtt = now.saturating_duration_since(sent);
-        if probe.full {
-            return Some(Proof::Full { socket, remote, rtt });
+        let known = self.proved.iter_mut().find(|proved| (proved.socket, proved.remote) == (socket, remote));
+        if probe.size > 0 {
+            let limit = probe.size.max(known.as_ref().map_or(0, |proved| proved.limit));
+            if let Some(proved) = known {
+                proved.limit = limit;
+            }
+            self.queue.retain(|queued| (queued.socket, queued.remote) != (socket, remote) || queued.size > limit);
+            return Some(Proof::Usable { socket, remote, rtt, limit });
         }
-        if !self.proved.iter().any(|(s, r, _)| (*s, *r) == (socket, remote)) {
-            self.proved.push((socket, remote, 0));
-            self.proved.truncate(MAX_ENDPOINTS);
+        if known.is_none() && self.proved.len() < MAX_ENDPOINTS {
+            self.proved.push(Proved { socket, remote, limit: 0, rounds: 1 });
+            let large = self.sizes(remote).map(|size| PunchProbe { size, ..probe });
+            self.queue.splice(0..0, large.collect::<Vec<_>>());
+            self.round_at = Some(now);
         }
-        let full = PunchProbe { full: true, ..probe };
-        if !self.queue.contains(&full) {
-            self.queue.insert(0, full);
-            self.count_full(socket, remote);
-        }
-        self.round_at = Some(now);
         Some(Proof::Small)
     }
 
-    fn count_full(&mut self, socket: SocketId, remote: SocketAddr) {
-        if let Some((_, _, tries)) = self.proved.iter_mut().find(|(s, r, _)| (*s, *r) == (socket, remote)) {
-            *tries += 1;
+    /// Sizes of large probes, the largest first: the TUN's MTU, and what is left of it in narrower networks.
+    fn sizes(&self, remote: SocketAddr) -> impl Iterator<Item = u16> + use<> {
+        // IP and UDP header, then ours.
+        let headers = if remote.is_ipv4() { 20 } else { 40 } + 8 + OVERHEAD;
+        let largest = self.largest;
+        let narrower = NARROW.into_iter().map(move |mtu| mtu - headers).filter(move |size| *size < largest);
+        std::iter::once(largest).chain(narrower)
+    }
+
+    /// A guess, when the budget has something to spare.
+    fn next_guess(&mut self, budget: &mut Budget, now: Instant) -> Option<PunchProbe> {
+        let trying = matches!(self.state, PunchState::Trying(_)) && !self.pausing && !self.settling;
+        let spray = self.spray.as_mut().filter(|spray| trying && spray.not_before().is_none_or(|at| at <= now))?;
+        if !budget.take_spare(now) {
+            spray.wait_until(now + budget.wait());
+            return None;
         }
+        let (socket, remote) = spray.next(now)?;
+        Some(PunchProbe { socket, remote, size: 0 })
     }
 
     fn end(&mut self) {
@@ -312,20 +412,22 @@ impl Punch {
         self.round_at = None;
         self.queue.clear();
         self.observed.clear();
+        self.spray = None;
     }
 
     /// One attempt with the other side, which goes on when it fails: two sides that both did would never end.
-    fn respond(&mut self, sockets: &[SocketId], now: Instant) {
-        let before = self.state;
-        self.begin(1, false, sockets, now);
+    fn respond(&mut self, attempt: u32, sockets: &[SocketId], now: Instant) {
+        let before = self.before.take().unwrap_or(self.state);
+        self.begin(attempt, false, sockets, now);
         self.before = Some(before);
     }
 
     fn begin(&mut self, attempt: u32, signal: bool, sockets: &[SocketId], now: Instant) {
         self.state = PunchState::Trying(attempt);
-        self.until = Some(now + ATTEMPT);
+        self.until = Some(now + if attempt > ATTEMPTS { SPRAY_FOR } else { ATTEMPT });
         self.pausing = false;
         self.settling = false;
+        self.spray = None;
         self.before = None;
         self.signal |= signal;
         self.proved.clear();
@@ -342,18 +444,20 @@ impl Punch {
 
     fn fill_round(&mut self, now: Instant) {
         for index in 0..self.proved.len() {
-            let Some((socket, remote, tries)) = self.proved.get(index).copied() else { continue };
-            if tries < FULL_TRIES {
-                self.count_full(socket, remote);
-                self.queue.push(PunchProbe { socket, remote, full: true });
+            let Some(Proved { socket, remote, limit, rounds }) = self.proved.get(index).copied() else { continue };
+            if rounds < LARGE_ROUNDS {
+                let larger = self.sizes(remote).filter(|size| *size > limit);
+                self.queue.extend(larger.map(|size| PunchProbe { socket, remote, size }));
+                self.proved.iter_mut().skip(index).take(1).for_each(|proved| proved.rounds += 1);
             }
         }
-        let proved = |socket, remote| self.proved.iter().any(|(s, r, _)| (*s, *r) == (socket, remote));
+        let proved =
+            |socket, remote| self.proved.iter().any(|proved| (proved.socket, proved.remote) == (socket, remote));
         let given = self.candidates.iter().flat_map(|remote| self.sockets.iter().map(|socket| (*socket, *remote)));
         let all = self.observed.iter().copied().chain(given.filter(|pair| !self.observed.contains(pair)));
         let fresh: Vec<PunchProbe> = all
             .filter(|(socket, remote)| !proved(*socket, *remote))
-            .map(|(socket, remote)| PunchProbe { socket, remote, full: false })
+            .map(|(socket, remote)| PunchProbe { socket, remote, size: 0 })
             .collect();
         self.queue.extend(fresh);
         if self.queue.is_empty() {

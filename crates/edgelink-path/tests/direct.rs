@@ -37,18 +37,18 @@ fn a_better_class_is_taken_at_once_and_a_worse_one_never_while_it_lives() {
     let relay = RelayWay { relay: ServerId(1), hops: Hops::Any, expected: None };
     paths.set_relays(&[relay], now);
     paths.send(100, now);
-    paths.add_direct(udp(1, false), 300 * MS, now);
+    paths.add_direct(udp(1, false), 300 * MS, 1400, now);
     assert_eq!(paths.view().unwrap().way, udp(1, false), "however slow");
-    paths.add_direct(udp(2, true), 400 * MS, now);
+    paths.add_direct(udp(2, true), 400 * MS, 1400, now);
     assert_eq!(paths.view().unwrap().way, udp(2, true));
-    paths.add_direct(udp(3, false), MS, now);
+    paths.add_direct(udp(3, false), MS, 1400, now);
     assert_eq!(paths.view().unwrap().way, udp(2, true));
     paths.remove_direct(|way| way == udp(2, true), now);
     assert_eq!(paths.view().unwrap().way, udp(3, false), "the faster of its class");
     paths.remove_direct(|_| true, now);
     assert_eq!(paths.view().unwrap().way, Way::Relay { relay: ServerId(1), hops: Hops::Any });
     for n in 1..100 {
-        paths.add_direct(udp(n, false), MS, now);
+        paths.add_direct(udp(n, false), MS, 1400, now);
     }
     assert_eq!(paths.views().iter().filter(|view| view.way.is_direct()).count(), MAX_DIRECT);
 }
@@ -58,7 +58,7 @@ fn a_pong_of_a_direct_path_must_come_back_by_it() {
     let now = start();
     let mut paths = PeerPaths::new();
     paths.send(100, now);
-    paths.add_direct(udp(1, false), MS, now);
+    paths.add_direct(udp(1, false), MS, 1400, now);
     let later = now + SECOND;
     paths.handle_timeout(later);
     let probe = paths.next_probe(later).unwrap();
@@ -100,9 +100,9 @@ fn search(
 #[test]
 fn three_attempts_of_five_seconds_two_seconds_apart_then_a_pause() {
     let begin = start();
-    let (mut punch, mut budget) = (Punch::default(), Budget::new(20));
+    let (mut punch, mut budget) = (Punch::new(1400), Budget::new(20));
     punch.want(&[SOCKET], begin);
-    punch.set_candidates(vec![address("192.0.2.1:1"), address("192.0.2.2:1")], &[SOCKET], Duration::ZERO, begin);
+    punch.set_candidates(vec![address("192.0.2.1:1"), address("192.0.2.2:1")], 0, &[SOCKET], Duration::ZERO, begin);
     let (signals, probes) = search(&mut punch, &mut budget, begin, 100 * SECOND);
     assert_eq!(signals, [0, 7000, 14_000], "{ATTEMPTS} attempts of {ATTEMPT:?}");
     assert!(probes.iter().all(|(ms, _)| ms % 7000 <= 5000), "nothing in the pauses");
@@ -121,8 +121,8 @@ fn three_attempts_of_five_seconds_two_seconds_apart_then_a_pause() {
 #[test]
 fn who_only_answers_makes_one_attempt() {
     let begin = start();
-    let (mut punch, mut budget) = (Punch::default(), Budget::new(20));
-    punch.set_candidates(vec![address("192.0.2.1:1")], &[SOCKET], 100 * MS, begin);
+    let (mut punch, mut budget) = (Punch::new(1400), Budget::new(20));
+    punch.set_candidates(vec![address("192.0.2.1:1")], 0, &[SOCKET], 100 * MS, begin);
     let (signals, probes) = search(&mut punch, &mut budget, begin, 100 * SECOND);
     assert!(signals.is_empty());
     assert_eq!(probes[0].0, 100, "when the other side begins");
@@ -133,22 +133,22 @@ fn who_only_answers_makes_one_attempt() {
 #[test]
 fn only_a_full_size_pong_from_the_very_address_is_a_proof() {
     let now = start();
-    let (mut punch, mut budget) = (Punch::default(), Budget::new(20));
+    let (mut punch, mut budget) = (Punch::new(1400), Budget::new(20));
     let (there, elsewhere) = (address("192.0.2.1:1"), address("192.0.2.9:9"));
-    punch.set_candidates(vec![there], &[SOCKET], Duration::ZERO, now);
+    punch.set_candidates(vec![there], 0, &[SOCKET], Duration::ZERO, now);
     punch.handle_timeout(&[SOCKET], now);
     let probe = punch.next_probe(&mut budget, now).unwrap();
-    assert_eq!(probe, PunchProbe { socket: SOCKET, remote: there, full: false });
+    assert_eq!(probe, PunchProbe { socket: SOCKET, remote: there, size: 0 });
     punch.probe_sent(probe, 1, now);
     assert_eq!(punch.pong(1, SOCKET, elsewhere, now), None, "from another address");
     let next = punch.next_probe(&mut budget, now).unwrap();
-    assert_eq!((next.remote, next.full), (elsewhere, false), "which is probed itself");
+    assert_eq!((next.remote, next.size), (elsewhere, 0), "which is probed itself");
     punch.probe_sent(next, 2, now);
     assert_eq!(punch.pong(2, SOCKET, elsewhere, now), Some(Proof::Small));
     let full = punch.next_probe(&mut budget, now).unwrap();
-    assert_eq!(full, PunchProbe { socket: SOCKET, remote: elsewhere, full: true });
+    assert_eq!(full, PunchProbe { socket: SOCKET, remote: elsewhere, size: 1400 });
     punch.probe_sent(full, 3, now);
-    let proof = Proof::Full { socket: SOCKET, remote: elsewhere, rtt: 30 * MS };
+    let proof = Proof::Usable { socket: SOCKET, remote: elsewhere, rtt: 30 * MS, limit: 1400 };
     assert_eq!(punch.pong(3, SOCKET, elsewhere, now + 30 * MS), Some(proof));
     assert_eq!(punch.pong(3, SOCKET, elsewhere, now), None, "once");
     assert_eq!(punch.pong(4711, SOCKET, elsewhere, now), None);
@@ -157,9 +157,9 @@ fn only_a_full_size_pong_from_the_very_address_is_a_proof() {
 #[test]
 fn ten_thousand_endpoints_and_observations_stay_bounded() {
     let begin = start();
-    let (mut punch, mut budget) = (Punch::default(), Budget::new(20));
+    let (mut punch, mut budget) = (Punch::new(1400), Budget::new(20));
     let many: Vec<SocketAddr> = (0..10_000u16).map(|n| SocketAddr::new([192, 0, 2, 1].into(), n + 1)).collect();
-    punch.set_candidates(many.clone(), &[SOCKET], Duration::ZERO, begin);
+    punch.set_candidates(many.clone(), 0, &[SOCKET], Duration::ZERO, begin);
     for remote in &many {
         punch.observe(SOCKET, *remote, begin);
     }

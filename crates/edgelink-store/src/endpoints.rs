@@ -33,10 +33,7 @@ impl Store {
                     .exec(&writer.txn)
                     .await?;
             }
-            node_endpoint::Entity::delete_many()
-                .filter(node_endpoint::Column::NodeId.eq(id))
-                .exec(&writer.txn)
-                .await?;
+            node_endpoint::Entity::delete_many().filter(node_endpoint::Column::NodeId.eq(id)).exec(&writer.txn).await?;
             let now = to_db(self.now())?;
             let row = |endpoint: &EndpointRecord| node_endpoint::ActiveModel {
                 node_id: Set(id),

@@ -56,11 +56,8 @@ async fn what_nodes_say_of_their_nats_and_endpoints_is_kept_and_moves_no_version
         address: address.parse().unwrap(),
         priority,
     };
-    let told = |nat_type: Option<&str>, endpoints| NodeEndpoints {
-        node,
-        nat_type: nat_type.map(str::to_owned),
-        endpoints,
-    };
+    let told =
+        |nat_type: Option<&str>, endpoints| NodeEndpoints { node, nat_type: nat_type.map(str::to_owned), endpoints };
     let both = vec![endpoint("stun", "203.0.113.5:4000", 2), endpoint("lan", "[2001:db8::5]:4000", 1)];
     let nobody = NodeEndpoints { node: edgelink_model::NodeId(999), ..told(None, both.clone()) };
     store.set_endpoints(&[nobody, told(Some("symmetric"), both.clone())]).await.unwrap();

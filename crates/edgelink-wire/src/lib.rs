@@ -14,6 +14,7 @@ pub mod data;
 mod error;
 mod frame;
 mod frame_type;
+pub mod icmp;
 pub mod keepalive;
 pub mod key_announce;
 pub mod packet;

@@ -71,7 +71,11 @@ struct Host {
     relay: Option<LinkId>,
     reassembler: Reassembler,
     announced: Option<KeyAnnounce>,
-    socket: Option<SocketId>,
+    /// Open sockets and their ports.
+    sockets: BTreeMap<SocketId, u16>,
+    next_port: u16,
+    /// IP packets of the core's own making for the TUN.
+    complaints: Vec<Vec<u8>>,
     /// Payloads that came out of the TUN, with the time.
     received: Vec<(Duration, u32)>,
 }
@@ -81,6 +85,7 @@ enum What {
     Relay(Vec<u8>),
     Control(Box<ControlMessage>),
     Datagram {
+        port: u16,
         from: SocketAddr,
         bytes: Vec<u8>,
     },
@@ -104,6 +109,10 @@ pub(crate) struct Duo {
     /// UDP between the two vanishes.
     pub(crate) cut: bool,
     next_payload: u32,
+    /// Bytes of the packets that are sent.
+    pub(crate) size: u16,
+    /// Signalling to each of the two, whatever way it takes, takes so much longer.
+    pub(crate) signal_delay: [Duration; 2],
 }
 
 impl Duo {
@@ -135,7 +144,9 @@ impl Duo {
                 relay: None,
                 reassembler: Reassembler::new(),
                 announced: None,
-                socket: None,
+                sockets: BTreeMap::new(),
+                next_port: 50_000,
+                complaints: Vec::new(),
                 received: Vec::new(),
             }
         };
@@ -153,6 +164,8 @@ impl Duo {
             narrow: None,
             cut: false,
             next_payload: 0,
+            size: 1400,
+            signal_delay: [Duration::ZERO; 2],
         };
         this.join();
         this
@@ -245,13 +258,27 @@ impl Duo {
 
     /// One packet from a node to the other; returns the number that it carries.
     pub(crate) fn send(&mut self, from: usize) -> u32 {
+        self.send_sized(from, self.size, true)
+    }
+
+    /// One packet of so many bytes, which may be cut or not.
+    pub(crate) fn send_sized(&mut self, from: usize, size: u16, whole: bool) -> u32 {
         self.next_payload += 1;
         let payload = self.next_payload;
-        let mut frame = [vec![0; 10], packet(from, payload)].concat();
+        let mut frame = [vec![0; 10], packet(from, payload, size, whole)].concat();
         let now = self.now();
         self.hosts[from].node.handle_tun(&mut frame, now);
         self.drain(from);
         payload
+    }
+
+    /// How many packets were refused as too large.
+    pub(crate) fn complaints(&self, index: usize) -> usize {
+        self.hosts[index].complaints.len()
+    }
+
+    pub(crate) fn open_sockets(&self, index: usize) -> usize {
+        self.hosts[index].sockets.len()
     }
 
     pub(crate) fn received(&self, index: usize) -> &[(Duration, u32)] {
@@ -279,7 +306,7 @@ impl Duo {
 
     /// A datagram from anywhere into a host's socket.
     pub(crate) fn inject(&mut self, index: usize, from: SocketAddr, bytes: &[u8]) {
-        self.push(Duration::ZERO, index, What::Datagram { from, bytes: bytes.to_vec() });
+        self.push(Duration::ZERO, index, What::Datagram { port: PORT, from, bytes: bytes.to_vec() });
         self.advance(Duration::ZERO);
     }
 
@@ -320,9 +347,10 @@ impl Duo {
         match what {
             What::Relay(frame) => self.relayed_to(index, &frame),
             What::Control(message) => self.control(index, *message),
-            What::Datagram { from, mut bytes } => {
+            What::Datagram { port, from, mut bytes } => {
                 let host = &mut self.hosts[index];
-                let Some(socket) = host.socket else { return };
+                let socket = host.sockets.iter().find(|(_, at)| **at == port).map(|(socket, _)| *socket);
+                let Some(socket) = socket else { return };
                 let received = &mut host.received;
                 let mut tun = |_: &[u8], packet: &[u8]| received.push((elapsed, payload_of(packet)));
                 host.node.handle_datagram(socket, from, &mut bytes, now, &mut tun);
@@ -356,16 +384,22 @@ impl Duo {
                     }
                 }
                 Event::OpenSocket { socket, port } => {
-                    assert_eq!(port, PORT);
-                    self.hosts[index].socket = Some(socket);
                     let now = self.now();
+                    let host = &mut self.hosts[index];
+                    host.next_port += 1;
+                    let port = if port == PORT { port } else { host.next_port };
+                    host.sockets.insert(socket, port);
                     self.hosts[index].node.socket_opened(socket, port, now);
                 }
-                Event::CloseSocket { .. } => self.hosts[index].socket = None,
+                Event::CloseSocket { socket } => {
+                    self.hosts[index].sockets.remove(&socket);
+                }
+                Event::Packet(packet) => self.hosts[index].complaints.push(packet),
                 Event::Datagrams => {
                     while let Some(transmit) = self.hosts[index].node.poll_datagram() {
+                        let port = self.hosts[index].sockets[&transmit.socket];
                         for bytes in transmit.bytes.chunks(transmit.segment) {
-                            self.datagram(index, transmit.to, bytes);
+                            self.datagram(index, port, transmit.to, bytes);
                         }
                     }
                 }
@@ -394,7 +428,12 @@ impl Duo {
                 }
                 FrameType::Data | FrameType::P2pPing | FrameType::P2pPong | FrameType::KeyAnnounce => {
                     self.relayed += usize::from(frame.ty == FrameType::Data.as_u8());
-                    self.push(2 * DELAY, 1 - index, What::Relay(frame.raw.to_vec()));
+                    let late = if frame.ty == FrameType::P2pPing.as_u8() {
+                        self.signal_delay[1 - index]
+                    } else {
+                        Duration::ZERO
+                    };
+                    self.push(2 * DELAY + late, 1 - index, What::Relay(frame.raw.to_vec()));
                 }
                 _ => {
                     let Some(received) = self.hosts[index].reassembler.push(&frame).unwrap() else { continue };
@@ -403,32 +442,36 @@ impl Duo {
                         ControlMessage::P2pInit(message) => {
                             ControlMessage::P2pInit(proto::P2pInit { node_id: from, ..message })
                         }
+                        // What is for the controller itself goes no further.
+                        ControlMessage::P2pEndpoint(message) if message.node_id == 0 => continue,
                         ControlMessage::P2pEndpoint(message) => {
                             ControlMessage::P2pEndpoint(proto::P2pEndpoint { node_id: from, ..message })
                         }
                         _ => continue,
                     };
                     if self.controller_forwards {
-                        self.push(2 * DELAY, 1 - index, What::Control(Box::new(forwarded)));
+                        let late = self.signal_delay[1 - index];
+                        self.push(2 * DELAY + late, 1 - index, What::Control(Box::new(forwarded)));
                     }
                 }
             }
         }
     }
 
-    fn datagram(&mut self, index: usize, to: SocketAddr, bytes: &[u8]) {
+    fn datagram(&mut self, index: usize, port: u16, to: SocketAddr, bytes: &[u8]) {
         self.sent.push((self.elapsed, index, to, bytes.to_vec()));
         if bytes.len() == keepalive::LEN {
             assert_eq!(bytes[..2], [1, 0x34]);
         }
         let (ip, behind) = (self.hosts[index].ip, self.hosts[index].behind);
-        let from = SocketAddr::new(ip.into(), PORT);
+        let from = SocketAddr::new(ip.into(), port);
         // On the same network.
         let other = 1 - index;
         let neighbour = self.hosts[other].behind == behind && behind.is_some();
-        if neighbour && to == SocketAddr::new(self.hosts[other].ip.into(), PORT) {
+        if neighbour && to.ip() == IpAddr::V4(self.hosts[other].ip) {
             if !self.cut {
-                self.push(LAN_DELAY, other, What::Datagram { from, bytes: bytes.to_vec() });
+                let port = to.port();
+                self.push(LAN_DELAY, other, What::Datagram { port, from, bytes: bytes.to_vec() });
             }
             return;
         }
@@ -444,17 +487,18 @@ impl Duo {
         if self.cut || self.narrow.is_some_and(|narrow| bytes.len() > narrow) {
             return;
         }
-        let reaches = |host: &Host, nats: &[Nat]| match host.behind {
-            None => to == SocketAddr::new(host.ip.into(), PORT),
-            Some(nat) => {
-                nats[nat].public == target
-                    // Hairpinning is not offered.
-                    && host.behind != behind
-                    && nats[nat].inbound(outer, to.port()) == Some(SocketAddr::new(host.ip.into(), PORT))
+        let host = &self.hosts[other];
+        let inner = match host.behind {
+            None => Some(to),
+            // Hairpinning is not offered.
+            Some(nat) if self.nats[nat].public == target && host.behind != behind => {
+                self.nats[nat].inbound(outer, to.port())
             }
+            Some(_) => None,
         };
-        if reaches(&self.hosts[other], &self.nats) {
-            self.push(DELAY, other, What::Datagram { from: outer, bytes: bytes.to_vec() });
+        if let Some(inner) = inner.filter(|inner| inner.ip() == IpAddr::V4(host.ip)) {
+            let what = What::Datagram { port: inner.port(), from: outer, bytes: bytes.to_vec() };
+            self.push(DELAY, other, what);
         }
     }
 
@@ -479,16 +523,17 @@ impl Duo {
         };
         let (bytes, len) = response.encode();
         for index in 0..2 {
-            let inner = SocketAddr::new(self.hosts[index].ip.into(), PORT);
-            let arrives = match self.hosts[index].behind {
-                None => from == inner,
-                Some(nat) => {
-                    IpAddr::V4(self.nats[nat].public) == from.ip()
-                        && self.nats[nat].inbound(origin, from.port()) == Some(inner)
+            let ip = IpAddr::V4(self.hosts[index].ip);
+            let inner = match self.hosts[index].behind {
+                None => Some(from),
+                Some(nat) if IpAddr::V4(self.nats[nat].public) == from.ip() => {
+                    self.nats[nat].inbound(origin, from.port())
                 }
+                Some(_) => None,
             };
-            if arrives {
-                self.push(2 * DELAY, index, What::Datagram { from: origin, bytes: bytes[..len].to_vec() });
+            if let Some(inner) = inner.filter(|inner| inner.ip() == ip) {
+                let what = What::Datagram { port: inner.port(), from: origin, bytes: bytes[..len].to_vec() };
+                self.push(2 * DELAY, index, what);
             }
         }
     }
@@ -515,12 +560,11 @@ fn identity(index: usize) -> proto::NodeIdentity {
     }
 }
 
-/// A UDP packet between the overlay addresses that carries a number, as large as the TUN allows.
-fn packet(from: usize, payload: u32) -> Vec<u8> {
-    let len = 1400u16;
+/// A UDP packet between the overlay addresses that carries a number.
+fn packet(from: usize, payload: u32, len: u16, whole: bool) -> Vec<u8> {
     let mut packet = vec![0x45, 0];
     packet.extend(len.to_be_bytes());
-    packet.extend([0, 0, 0x40, 0, 64, UDP, 0, 0]);
+    packet.extend([0, 0, if whole { 0x40 } else { 0 }, 0, 64, UDP, 0, 0]);
     packet.extend(overlay(from).octets());
     packet.extend(overlay(1 - from).octets());
     let sum = checksum(0, &packet);

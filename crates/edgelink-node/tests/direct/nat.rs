@@ -21,6 +21,10 @@ pub(crate) struct Nat {
     ports: HashMap<(SocketAddr, Option<SocketAddr>), u16>,
     inner: HashMap<u16, SocketAddr>,
     sent_to: HashMap<u16, HashSet<SocketAddr>>,
+    /// A stranger's packet that comes before the inner host has sent claims the tuple for the router itself: the inner
+    /// host gets another port for that destination (docs/testbed.md).
+    pub(crate) early_claims: bool,
+    claimed: HashSet<(SocketAddr, u16)>,
     /// UDP does not pass.
     pub(crate) blocks: bool,
 }
@@ -35,6 +39,8 @@ impl Nat {
             ports: HashMap::new(),
             inner: HashMap::new(),
             sent_to: HashMap::new(),
+            early_claims: false,
+            claimed: HashSet::new(),
             blocks: false,
         }
     }
@@ -60,22 +66,33 @@ impl Nat {
             By::Address => Some(SocketAddr::new(to.ip(), 0)),
             By::AddressAndPort => Some(to),
         };
-        let port = *self.ports.entry((from, key)).or_insert_with(|| {
-            self.next_port += 7;
-            self.next_port
-        });
+        let mut port = self.port_of(from, key);
+        if self.claimed.contains(&(to, port)) {
+            port = self.port_of(from, Some(to));
+        }
         self.inner.insert(port, from);
         self.sent_to.entry(port).or_default().insert(to);
         Some(SocketAddr::new(self.public.into(), port))
     }
 
-    pub(crate) fn inbound(&self, from: SocketAddr, port: u16) -> Option<SocketAddr> {
+    fn port_of(&mut self, from: SocketAddr, key: Option<SocketAddr>) -> u16 {
+        let next = &mut self.next_port;
+        *self.ports.entry((from, key)).or_insert_with(|| {
+            *next += 7;
+            *next
+        })
+    }
+
+    pub(crate) fn inbound(&mut self, from: SocketAddr, port: u16) -> Option<SocketAddr> {
         let sent = self.sent_to.get(&port)?;
         let passes = match self.filtering {
             By::Nothing => true,
             By::Address => sent.iter().any(|to| to.ip() == from.ip()),
             By::AddressAndPort => sent.contains(&from),
         };
+        if self.early_claims && !passes {
+            self.claimed.insert((from, port));
+        }
         self.inner.get(&port).copied().filter(|_| passes && !self.blocks)
     }
 
@@ -84,5 +101,6 @@ impl Nat {
         self.ports.clear();
         self.inner.clear();
         self.sent_to.clear();
+        self.claimed.clear();
     }
 }

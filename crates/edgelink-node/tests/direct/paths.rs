@@ -32,8 +32,11 @@ fn every_cell_of_the_matrix_marked_possible_is_direct_within_2_s() {
             if hard {
                 assert_eq!(time, None, "{a} {b}: this takes more than these means");
                 let reason = duo.peer(0).reason.unwrap();
-                let expected =
-                    if (a, b) == ("symmetric", "symmetric") { "symmetric NAT on both sides" } else { "punch" };
+                let expected = match (a, b) {
+                    ("symmetric", "symmetric") => "symmetric NAT on both sides",
+                    ("symmetric", _) => "symmetric NAT here",
+                    _ => "symmetric NAT there",
+                };
                 assert!(reason.contains(expected), "{a} {b}: {reason}");
                 assert_eq!(duo.path(0).kind, PathKind::Relay);
             } else {
@@ -43,6 +46,77 @@ fn every_cell_of_the_matrix_marked_possible_is_direct_within_2_s() {
             }
         }
     }
+}
+
+#[test]
+fn a_symmetric_nat_meets_one_that_filters_by_port_by_guessing_within_the_budget() {
+    for (a, b) in [("symmetric", "port_restricted"), ("port_restricted", "symmetric")] {
+        let mut duo = Duo::new(Setup::behind(a, b));
+        let time = time_to_direct(&mut duo, 90 * SECOND);
+        assert!(time.is_some(), "{a} {b}: {:?}", duo.peer(0).reason);
+        for who in [0, 1] {
+            let sent = duo.sent.iter().filter(|(_, from, _, b)| *from == who && b.len() < 100).count() as f64;
+            let seconds = duo.elapsed.as_secs_f64();
+            assert!(sent <= 20.0 * (seconds + 1.0) + seconds * 3.0, "{a} {b}: {who} sent {sent} in {seconds} s");
+        }
+        // The many sockets are closed again, and the path holds.
+        duo.stream(3 * SECOND, 100 * MS);
+        assert!(duo.open_sockets(0) <= 2 && duo.open_sockets(1) <= 2);
+        let before = duo.received(1).len();
+        duo.stream(10 * SECOND, 100 * MS);
+        assert_eq!(duo.received(1).len() - before, 100);
+        assert_eq!(duo.path(0).kind, PathKind::P2p);
+    }
+}
+
+#[test]
+fn a_router_that_lets_early_packets_claim_the_tuple_costs_a_retry_with_another_socket() {
+    for (early, other) in [(0, "port_restricted"), (1, "port_restricted")] {
+        let mut setup = Setup::behind("port_restricted", other);
+        if early == 1 {
+            setup.behind = [Some(1), Some(0)];
+        }
+        setup.nats[0].early_claims = true;
+        // The asker hears late: the first packet of the other side claims the tuple.
+        let mut duo = Duo::new(setup);
+        duo.signal_delay[0] = 100 * MS;
+        let time = time_to_direct(&mut duo, 25 * SECOND);
+        assert!(
+            time.is_some_and(|time| early == 1 || time > 5 * SECOND),
+            "{early} {other}: {time:?} {:?}",
+            duo.peer(0).reason
+        );
+    }
+}
+
+#[test]
+fn a_narrow_network_gets_packets_that_fit_and_no_black_hole() {
+    // WireGuard's MTU less IPv4 and UDP headers.
+    let mut duo = Duo::new(Setup::behind("full_cone", "full_cone"));
+    duo.narrow = Some(1420 - 28);
+    assert!(time_to_direct(&mut duo, 4 * SECOND).is_some(), "{:?}", duo.peer(0).reason);
+    duo.advance(2 * SECOND);
+    let relayed = duo.relayed;
+    // What fits goes directly; a larger one that may be cut goes round; one that may not is refused.
+    duo.send_sized(0, 1351, false);
+    assert_eq!((duo.relayed, duo.complaints(0)), (relayed, 0));
+    duo.send_sized(0, 1352, false);
+    assert_eq!((duo.relayed, duo.complaints(0)), (relayed + 1, 0));
+    duo.send_sized(0, 1352, true);
+    assert_eq!((duo.relayed, duo.complaints(0)), (relayed + 1, 1));
+    duo.advance(SECOND);
+    assert!(duo.sent.iter().filter(|(.., b)| b[1] == 0x10).all(|(.., b)| b.len() <= 1420 - 28));
+    // The network becomes narrower still: the path is left and found again.
+    duo.narrow = Some(1280 - 28);
+    let before = duo.received(1).len();
+    duo.size = 200;
+    duo.stream(10 * SECOND, 50 * MS);
+    assert_eq!(duo.received(1).len() - before, 200, "small packets are lost nowhere");
+    assert_eq!(duo.path(0).kind, PathKind::P2p);
+    let relayed = duo.relayed;
+    duo.send_sized(0, 1211, false);
+    duo.send_sized(0, 1212, false);
+    assert_eq!(duo.relayed, relayed + 1);
 }
 
 #[test]
@@ -212,7 +286,7 @@ fn idle_nodes_send_no_probes() {
     duo.advance(10 * SECOND);
     duo.sent.clear();
     duo.advance(600 * SECOND);
-    assert!(duo.sent.is_empty(), "{} datagrams", duo.sent.len());
+    assert!(duo.sent.is_empty(), "{} datagrams: {:?}", duo.sent.len(), &duo.sent[..8]);
 }
 
 #[test]
@@ -244,7 +318,7 @@ fn blocked_udp_is_named() {
 #[test]
 fn a_path_too_narrow_for_full_packets_is_not_used_and_named() {
     let mut duo = Duo::new(Setup::behind("full_cone", "full_cone"));
-    duo.narrow = Some(1300);
+    duo.narrow = Some(900);
     duo.stream(4 * SECOND, 100 * MS);
     assert_eq!(duo.path(0).kind, PathKind::Relay);
     let reason = duo.peer(0).reason.unwrap();

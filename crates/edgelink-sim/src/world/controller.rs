@@ -178,7 +178,8 @@ impl World {
                     self.database.announce_routes(node, &routes, approve);
                     self.apply_changes();
                 }
-                control::Event::Store(StoreOp::Seen { .. } | StoreOp::ServerSeen { .. }) => {}
+                control::Event::Store(StoreOp::Seen { .. } | StoreOp::ServerSeen { .. } | StoreOp::SetEndpoints(_)) => {
+                }
             }
         }
     }

@@ -301,6 +301,8 @@ impl World {
                 edge::Event::CloseSocket { socket } => self.close_socket(index, socket),
                 edge::Event::Datagrams => self.flush_datagrams(index),
                 edge::Event::Persist(state) => host.persisted = *state,
+                // No packet of a scenario is larger than its path.
+                edge::Event::Packet(_) => {}
                 edge::Event::Pong { ping, rtt, .. } => self.pongs.push((NodeIndex(index), ping, rtt)),
             }
         }

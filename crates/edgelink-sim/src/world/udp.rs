@@ -248,7 +248,11 @@ impl World {
         let port = if port != 0 && !taken(port) {
             port
         } else {
-            udp.next_port += 1;
+            let next = |port: u16| port.checked_add(1).unwrap_or(EPHEMERAL);
+            udp.next_port = next(udp.next_port);
+            while taken(udp.next_port) {
+                udp.next_port = next(udp.next_port);
+            }
             udp.next_port
         };
         udp.sockets.insert(socket, port);

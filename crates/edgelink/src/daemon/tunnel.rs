@@ -6,7 +6,7 @@
 use super::kernel::{GatewaySettings, Kernel};
 use super::state::StateDir;
 use super::tun_writer::TunWriter;
-use super::udp::{self, UdpHandle};
+use super::udp;
 use super::{health, links, now, os_rng};
 use anyhow::Result;
 use edgelink_api::local::Status;
@@ -78,7 +78,7 @@ pub(crate) struct Tunnel {
     unsaved: RefCell<Option<(u64, Box<PersistedState>)>>,
     save: Notify,
     pub(super) links: RefCell<HashMap<LinkId, LinkHandle>>,
-    udp: RefCell<Option<UdpHandle>>,
+    pub(super) udp: udp::Sockets,
     /// The timer task sleeps until this deadline.
     armed: Cell<Option<Instant>>,
     rearm: Notify,
@@ -126,7 +126,7 @@ impl Tunnel {
             unsaved: RefCell::new(None),
             save: Notify::new(),
             links: RefCell::default(),
-            udp: RefCell::default(),
+            udp: udp::Sockets::default(),
             armed: Cell::new(None),
             rearm: Notify::new(),
             drained: Notify::new(),
@@ -144,6 +144,7 @@ impl Tunnel {
         tasks.spawn_local(Rc::clone(&this).run_tun());
         tasks.spawn_local(Rc::clone(&this).run_saving());
         tasks.spawn_local(Rc::clone(&this).run_interface());
+        tasks.spawn_local(udp::write(Rc::clone(&this)));
         tasks.spawn_local(udp::watch_addresses(Rc::clone(&this)));
         // Links join the set later, so it must be in place before the first event is handled.
         *this.tasks.borrow_mut() = tasks;
@@ -157,7 +158,7 @@ impl Tunnel {
         let mut tasks = std::mem::take(&mut *self.tasks.borrow_mut());
         tasks.shutdown().await;
         self.links.borrow_mut().clear();
-        self.udp.borrow_mut().take();
+        self.udp.close_all();
         if let Some((number, state)) = self.unsaved.take() {
             log_saved(self.state.save_node_state(&self.controller, number, &state));
         }
@@ -254,12 +255,14 @@ impl Tunnel {
             Event::Persist(state) => self.persist(state),
             Event::OpenSocket { socket, port } => self.open_socket(socket, port),
             Event::CloseSocket { socket } => {
-                self.udp.borrow_mut().take_if(|udp| udp.id == socket);
+                self.udp.close(socket);
             }
             Event::Datagrams => {
-                if let Some(udp) = &*self.udp.borrow() {
-                    udp.writable.notify_one();
-                }
+                self.udp.wake();
+            }
+            Event::Packet(packet) => {
+                self.tun_writer.push(&[0; virtio::LEN], &packet);
+                self.flush_tun();
             }
             Event::Pong { ping, rtt, .. } => {
                 if let Some(waiter) = self.pings.borrow_mut().remove(&ping) {
@@ -296,13 +299,8 @@ impl Tunnel {
     }
 
     fn open_socket(self: &Rc<Self>, socket: SocketId, port: u16) {
-        // The former one goes first: it may hold the port.
-        self.udp.borrow_mut().take();
         match udp::open(self, socket, port) {
-            Ok((handle, port)) => {
-                *self.udp.borrow_mut() = Some(handle);
-                self.node.borrow_mut().socket_opened(socket, port, now());
-            }
+            Ok(port) => self.node.borrow_mut().socket_opened(socket, port, now()),
             Err(error) => self.node.borrow_mut().socket_failed(socket, &format!("{error:#}"), now()),
         }
     }

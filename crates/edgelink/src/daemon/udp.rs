@@ -1,7 +1,7 @@
-//! The UDP socket of direct paths, and the addresses of this host.
+//! The UDP sockets of direct paths, and the addresses of this host.
 //!
-//! One dual-stack socket with the kernel's segmentation offloads where it has them; the kernel never fragments
-//! (`IP_PMTUDISC_PROBE`), because a path is used only after a full-size probe has passed it.
+//! Dual-stack sockets with the kernel's segmentation offloads where it has them; the kernel never fragments
+//! (`IP_PMTUDISC_PROBE`), because a path is used only for what its probes have shown to pass.
 
 use super::now;
 use super::tunnel::Tunnel;
@@ -13,6 +13,8 @@ use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, socket};
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io::{ErrorKind, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
@@ -33,17 +35,24 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// Groups of `rtnetlink(7)`: links, IPv4 and IPv6 addresses.
 const ADDRESS_GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
-/// The open socket, as the tunnel knows it.
-pub(super) struct UdpHandle {
-    pub(super) id: SocketId,
+/// The open sockets: one that serves all peers, and additional ones for single peers.
+#[derive(Default)]
+pub(super) struct Sockets {
+    open: RefCell<HashMap<SocketId, Open>>,
     /// There is something to send.
-    pub(super) writable: Rc<Notify>,
-    tasks: [AbortHandle; 2],
+    writable: Notify,
+    /// What all of them read into, one after the other; made with the first.
+    buffers: RefCell<Vec<Vec<u8>>>,
 }
 
-impl Drop for UdpHandle {
+struct Open {
+    shared: Rc<Shared>,
+    reader: AbortHandle,
+}
+
+impl Drop for Open {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
+        self.reader.abort();
     }
 }
 
@@ -54,8 +63,23 @@ struct Shared {
     ipv6: bool,
 }
 
-/// Binds the socket and starts its tasks; returns its port too.
-pub(super) fn open(tunnel: &Rc<Tunnel>, id: SocketId, port: u16) -> Result<(UdpHandle, u16)> {
+impl Sockets {
+    /// The core has datagrams.
+    pub(super) fn wake(&self) {
+        self.writable.notify_one();
+    }
+
+    pub(super) fn close(&self, id: SocketId) {
+        self.open.borrow_mut().remove(&id);
+    }
+
+    pub(super) fn close_all(&self) {
+        self.open.borrow_mut().clear();
+    }
+}
+
+/// Binds a socket and starts to read it; returns its port.
+pub(super) fn open(tunnel: &Rc<Tunnel>, id: SocketId, port: u16) -> Result<u16> {
     let (socket, ipv6) = bind_udp(port)?;
     let state = UdpSocketState::new(UdpSockRef::from(&socket)).context("cannot set up the UDP socket")?;
     for (what, outcome) in [
@@ -69,13 +93,10 @@ pub(super) fn open(tunnel: &Rc<Tunnel>, id: SocketId, port: u16) -> Result<(UdpH
     let socket = UdpSocket::from_std(socket.into()).context("cannot watch the UDP socket")?;
     let port = socket.local_addr().context("the UDP socket has no address")?.port();
     let shared = Rc::new(Shared { id, socket, state, ipv6 });
-    let writable = Rc::new(Notify::new());
-    let mut tasks = tunnel.tasks.borrow_mut();
-    let tasks = [
-        tasks.spawn_local(read(Rc::clone(tunnel), Rc::clone(&shared))),
-        tasks.spawn_local(write(Rc::clone(tunnel), shared, Rc::clone(&writable))),
-    ];
-    Ok((UdpHandle { id, writable, tasks }, port))
+    tunnel.udp.buffers.borrow_mut().resize_with(READ_BUFFERS, || vec![0; READ_BUFFER]);
+    let reader = tunnel.tasks.borrow_mut().spawn_local(read(Rc::clone(tunnel), Rc::clone(&shared)));
+    tunnel.udp.open.borrow_mut().insert(id, Open { shared, reader });
+    Ok(port)
 }
 
 /// Dual stack where there is IPv6; the wanted port where it is free.
@@ -103,53 +124,61 @@ fn bind_udp(port: u16) -> Result<(Socket, bool)> {
 
 /// Socket → core → TUN.
 async fn read(tunnel: Rc<Tunnel>, shared: Rc<Shared>) {
-    let mut buffers = vec![vec![0u8; READ_BUFFER]; READ_BUFFERS];
-    let mut meta = [RecvMeta::default(); READ_BUFFERS];
     loop {
         if let Err(error) = shared.socket.readable().await {
             tracing::error!(%error, "the UDP socket cannot be read any more");
             return;
         }
-        let received = {
-            let mut slices: Vec<IoSliceMut<'_>> = buffers.iter_mut().map(|b| IoSliceMut::new(b)).collect();
-            shared.socket.try_io(Interest::READABLE, || {
-                shared.state.recv(UdpSockRef::from(&shared.socket), &mut slices, &mut meta)
-            })
-        };
-        let count = match received {
-            Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-            // What a former datagram met on its way: the probes find out.
-            Err(error) => {
-                tracing::trace!(%error, "UDP receive");
-                continue;
-            }
-        };
-        let at = now();
-        for (buffer, meta) in buffers.iter_mut().zip(&meta).take(count) {
-            let bytes = buffer.get_mut(..meta.len).unwrap_or_default();
-            for datagram in bytes.chunks_mut(meta.stride.max(1)) {
-                let mut node = tunnel.node.borrow_mut();
-                node.handle_datagram(shared.id, meta.addr, datagram, at, &mut |header, packet| {
-                    tunnel.tun_writer.push(header, packet);
-                });
-            }
+        if receive(&tunnel, &shared) {
+            tunnel.pump();
+            // Others have packets too.
+            tokio::task::yield_now().await;
         }
-        tunnel.flush_tun();
-        tunnel.pump();
-        // Others have packets too.
-        tokio::task::yield_now().await;
     }
 }
 
-/// Core → socket.
-async fn write(tunnel: Rc<Tunnel>, shared: Rc<Shared>, writable: Rc<Notify>) {
+/// Hands what is there to the core; `false` when that was nothing.
+fn receive(tunnel: &Tunnel, shared: &Shared) -> bool {
+    let mut buffers = tunnel.udp.buffers.borrow_mut();
+    let mut meta = [RecvMeta::default(); READ_BUFFERS];
+    let received = {
+        let mut slices: Vec<IoSliceMut<'_>> = buffers.iter_mut().map(|b| IoSliceMut::new(b)).collect();
+        shared
+            .socket
+            .try_io(Interest::READABLE, || shared.state.recv(UdpSockRef::from(&shared.socket), &mut slices, &mut meta))
+    };
+    let count = match received {
+        Ok(count) => count,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+        // What a former datagram met on its way: the probes find out.
+        Err(error) => {
+            tracing::trace!(%error, "UDP receive");
+            return false;
+        }
+    };
+    let at = now();
+    for (buffer, meta) in buffers.iter_mut().zip(&meta).take(count) {
+        let bytes = buffer.get_mut(..meta.len).unwrap_or_default();
+        for datagram in bytes.chunks_mut(meta.stride.max(1)) {
+            let mut node = tunnel.node.borrow_mut();
+            node.handle_datagram(shared.id, meta.addr, datagram, at, &mut |header, packet| {
+                tunnel.tun_writer.push(header, packet);
+            });
+        }
+    }
+    tunnel.flush_tun();
+    true
+}
+
+/// Core → sockets.
+pub(super) async fn write(tunnel: Rc<Tunnel>) {
     loop {
-        writable.notified().await;
+        tunnel.udp.writable.notified().await;
         loop {
             let transmit = tunnel.node.borrow_mut().poll_datagram();
             let Some(transmit) = transmit else { break };
-            if transmit.socket == shared.id {
+            let shared = tunnel.udp.open.borrow().get(&transmit.socket).map(|open| Rc::clone(&open.shared));
+            if let Some(shared) = shared {
                 send(&shared, &transmit).await;
             }
             tunnel.node.borrow_mut().recycle_datagram(transmit);
