@@ -33,6 +33,8 @@ pub enum LocalRequest {
     Ping(PingRequest),
     /// `edgelink routes`: subnet routes, and why one address goes where it goes.
     Routes(RoutesRequest),
+    /// `edgelink netcheck`: what the network around this host lets pass, found out anew.
+    Netcheck(NetworkChoice),
     /// `edgelink accept TARGET`: believe what was refused of a peer, such as a changed machine key.
     Accept {
         /// Peer by name, overlay address or node id.
@@ -139,6 +141,8 @@ pub enum LocalResponse {
         /// As in [`Status::peers`].
         peers: Vec<Peer>,
     },
+    /// To `Netcheck`.
+    Netcheck(Box<Netcheck>),
     /// To `Paths`.
     Paths {
         /// The peer.
@@ -377,6 +381,47 @@ pub enum NatName {
     Unknown,
 }
 
+/// What the network around this host lets pass (`edgelink netcheck`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Netcheck {
+    /// Are direct connections wanted here (`p2p.enabled`)? If not, UDP was not tried.
+    pub p2p_enabled: bool,
+    /// Does UDP reach a STUN server and come back? `null` when there was none to ask.
+    pub udp: Option<bool>,
+    /// The NAT in front of us.
+    pub nat: Nat,
+    /// Where other nodes may find us, best first.
+    pub endpoints: Vec<Endpoint>,
+    /// The port mapping on the router.
+    pub port_mapping: PortMapping,
+    /// Relays of this network, with their round trips.
+    pub relays: Vec<Relay>,
+    /// What is in the way of direct connections, one sentence each.
+    pub problems: Vec<String>,
+}
+
+/// A port mapping that the router made for us.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// `upnp`, `nat_pmp` or `pcp`; `null` when there is none.
+    pub protocol: Option<String>,
+    /// The address outside.
+    pub external: Option<SocketAddr>,
+    /// Why there is none.
+    pub problem: Option<String>,
+}
+
+/// An address at which this node may be reached (specification §6.2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// `lan`, `stun`, `upnp` or `relay`.
+    pub kind: String,
+    /// Address and port.
+    pub address: SocketAddr,
+    /// 1 (best) to 3.
+    pub priority: u8,
+}
+
 /// Another node of the network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Peer {
@@ -431,6 +476,9 @@ pub struct KnownPath {
     pub current: bool,
     /// Is it alive?
     pub state: PathState,
+    /// The largest IP packet that a direct path carries, in bytes.
+    #[serde(default)]
+    pub mtu: Option<u16>,
     /// Why packets take it, or why they do not.
     pub why: String,
 }

@@ -4,7 +4,7 @@ use crate::paths::{Exit, Plan, not_sealed, set_local_only};
 use crate::{Drop, Node};
 use edgelink_model::{NodeId, Now};
 use edgelink_wire::virtio::{self, Segments, VirtioHeader};
-use edgelink_wire::{Flags, FrameType, data};
+use edgelink_wire::{Flags, FrameType, data, packet};
 
 impl Node {
     /// Cuts `packet` as its header says and sends every piece as planned.

@@ -44,6 +44,7 @@ impl Node {
                         Standing::Unproved => PathState::Unproved,
                         Standing::Dead => PathState::Dead,
                     },
+                    mtu: view.limit,
                     why,
                 }
             })

@@ -4,10 +4,11 @@ use crate::control::Phase;
 use crate::peers::Peer;
 use crate::{Node, control};
 use edgelink_api::local::{
-    ControllerLink, DaemonState, Nat, NatBehaviour, NatName, Path, PathKind, Peer as PeerStatus, Relay, Status,
+    ControllerLink, DaemonState, Endpoint, Nat, NatBehaviour, NatName, Netcheck, Path, PathKind, Peer as PeerStatus,
+    PortMapping, Relay, Status,
 };
 use edgelink_model::{NodeId, Now};
-use edgelink_path::{Behaviour, Standing, View};
+use edgelink_path::{Behaviour, EndpointKind, Standing, View};
 use std::time::{Duration, Instant};
 
 /// A peer is talked with while packets went either way within this time.
@@ -144,6 +145,55 @@ impl Node {
         let dead = |view: &View| view.standing == Standing::Dead && view.way.is_direct();
         let view = self.path_view(peer).filter(|view| !dead(view));
         view.map(|view| crate::path_report::path_of(&view)).unwrap_or_default()
+    }
+
+    /// What is known of the network around us, for `edgelink netcheck`; the port mapping is the shell's to add.
+    pub fn netcheck(&self, controller_url: &str) -> Netcheck {
+        let enabled = self.config.p2p.enabled;
+        let asked = self.direct.nat();
+        let udp = asked.filter(|_| enabled).and_then(|nat| match (nat.answered_at(), nat.is_blocked()) {
+            (Some(_), _) => Some(true),
+            (None, true) => Some(false),
+            (None, false) => None,
+        });
+        let endpoint = |endpoint: edgelink_path::Endpoint| Endpoint {
+            kind: match endpoint.kind {
+                EndpointKind::Lan => "lan",
+                EndpointKind::Stun => "stun",
+                EndpointKind::Upnp => "upnp",
+                EndpointKind::Relay => "relay",
+            }
+            .to_owned(),
+            address: endpoint.address,
+            priority: endpoint.kind.priority(),
+        };
+        let nat = self.nat_status();
+        let mut problems = Vec::new();
+        if !enabled {
+            problems.push(
+                "direct connections are disabled here (p2p.enabled): peers are reached through relays".to_owned(),
+            );
+        } else if let Some(problem) = &self.direct.problem {
+            problems.push(format!("no UDP socket: {problem}"));
+        } else if asked.is_none() {
+            problems.push("no STUN server is known: peers elsewhere find this node by luck only".to_owned());
+        } else if udp == Some(false) {
+            problems.push(
+                "UDP seems to be blocked: no STUN server answers; peers elsewhere are reached through relays"
+                    .to_owned(),
+            );
+        } else if nat.name == NatName::Symmetric {
+            problems.push("the NAT is symmetric: peers behind NATs that filter by port are reached with luck, other symmetric ones through relays".to_owned());
+        }
+        Netcheck {
+            p2p_enabled: enabled,
+            udp,
+            nat,
+            endpoints: self.endpoints(NodeId::CONTROLLER).into_iter().map(endpoint).collect(),
+            port_mapping: PortMapping::default(),
+            relays: self.relay_status(controller_url),
+            problems,
+        }
     }
 
     fn nat_status(&self) -> Nat {

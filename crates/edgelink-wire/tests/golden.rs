@@ -65,6 +65,7 @@ fn control_vectors() -> Vec<(&'static str, ControlMessage, Flags)> {
                 attempt: 1,
                 nat_mapping: text("endpoint_independent"),
                 nat_filtering: text("address_dependent"),
+                nat_name: String::new(),
             }
             .into(),
         ),

@@ -37,6 +37,8 @@ pub(crate) enum Command {
     },
     /// Measure the round trip to a node through the tunnel, and show the path taken.
     Ping(PingArgs),
+    /// Find out what the network around this host lets pass: UDP, NAT, port mapping, each relay's round trip.
+    Netcheck,
     /// List every path to a node: by which relays, how fast, and why packets take it or not.
     Paths {
         /// Name, overlay address or id of the node.
@@ -87,6 +89,9 @@ pub(crate) struct PingArgs {
     /// Stop after this many probes.
     #[arg(short, long, value_name = "N")]
     pub(crate) count: Option<u32>,
+    /// Stop at the first answer over a direct path (after 30 probes at most, unless --count says otherwise).
+    #[arg(long)]
+    pub(crate) until_direct: bool,
     /// Seconds between probes.
     #[arg(short, long, value_name = "SECONDS", default_value_t = 1.0)]
     pub(crate) interval: f64,

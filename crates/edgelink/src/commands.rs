@@ -4,12 +4,15 @@ use crate::cli::{PingArgs, UpArgs};
 use crate::output;
 use edgelink_api::Secret;
 use edgelink_api::local::{
-    LocalError, LocalErrorKind, LocalRequest, LocalResponse, NetworkChoice, PingRequest, RoutesRequest, UpRequest,
-    from_line, to_line,
+    LocalError, LocalErrorKind, LocalRequest, LocalResponse, NetworkChoice, PathKind, PingRequest, RoutesRequest,
+    UpRequest, from_line, to_line,
 };
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+
+/// Probes of `ping --until-direct`.
+const UNTIL_DIRECT: u32 = 30;
 
 /// Outcome of a command: the text is for stderr.
 pub(crate) type Outcome = Result<(), LocalError>;
@@ -87,20 +90,34 @@ pub(crate) fn paths(socket: &Path, json: bool, target: String) -> Outcome {
 
 pub(crate) fn ping(socket: &Path, json: bool, args: PingArgs) -> Outcome {
     let millis = |seconds: f64| (seconds.clamp(0.0, 86_400.0) * 1000.0) as u64;
-    let mut request = PingRequest::new(args.target.clone(), args.count);
+    let count = args.count.or(args.until_direct.then_some(UNTIL_DIRECT));
+    let mut request = PingRequest::new(args.target.clone(), count);
     request.interval_ms = millis(args.interval);
     request.timeout_ms = millis(args.timeout).max(1);
     let mut connection = Connection::open(socket)?;
     connection.send(&LocalRequest::Ping(request))?;
     loop {
         match connection.receive()? {
-            LocalResponse::PingReply(reply) if json => print_json(&reply)?,
-            LocalResponse::PingReply(reply) => print(&output::ping_reply(&reply))?,
+            LocalResponse::PingReply(reply) => {
+                if json {
+                    print_json(&reply)?
+                } else {
+                    print(&output::ping_reply(&reply))?
+                }
+                let direct = matches!(reply.path.kind, PathKind::Lan | PathKind::P2p);
+                if args.until_direct && direct && reply.rtt_ms.is_some() {
+                    return Ok(());
+                }
+            }
             LocalResponse::PingDone(done) => {
                 if json {
                     print_json(&done)?
                 } else {
                     print(&output::ping_done(&args.target, &done))?
+                }
+                if args.until_direct {
+                    let why = reason(socket, &args.target).unwrap_or_else(|| "none was found in time".to_owned());
+                    return Err(LocalError::new(LocalErrorKind::Failed, format!("no direct path: {why}")));
                 }
                 if done.received == 0 {
                     return Err(LocalError::new(LocalErrorKind::Failed, "no probe was answered"));
@@ -110,6 +127,26 @@ pub(crate) fn ping(socket: &Path, json: bool, args: PingArgs) -> Outcome {
             LocalResponse::Error(error) => return Err(error),
             other => return Err(unexpected(&other)),
         }
+    }
+}
+
+pub(crate) fn netcheck(socket: &Path, json: bool) -> Outcome {
+    match ask(socket, &LocalRequest::Netcheck(NetworkChoice::default()))? {
+        LocalResponse::Netcheck(check) if json => print_json(&check),
+        LocalResponse::Netcheck(check) => print(&output::netcheck(&check)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Why a peer is not reached directly.
+fn reason(socket: &Path, target: &str) -> Option<String> {
+    let Ok(LocalResponse::Paths { node_id, .. }) = ask(socket, &LocalRequest::Paths { target: target.to_owned() })
+    else {
+        return None;
+    };
+    match ask(socket, &LocalRequest::Peers(NetworkChoice::default())) {
+        Ok(LocalResponse::Peers { peers }) => peers.into_iter().find(|peer| peer.node_id == node_id)?.reason,
+        _ => None,
     }
 }
 

@@ -43,6 +43,7 @@ pub fn main() -> ExitCode {
         Command::Status => commands::status(&socket, cli.json),
         Command::Peers => commands::peers(&socket, cli.json),
         Command::Routes { why } => commands::routes(&socket, cli.json, why),
+        Command::Netcheck => commands::netcheck(&socket, cli.json),
         Command::Accept { target } => commands::accept(&socket, cli.json, target),
         Command::Paths { target } => commands::paths(&socket, cli.json, target),
         Command::Ping(args) => commands::ping(&socket, cli.json, args),

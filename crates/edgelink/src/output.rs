@@ -1,8 +1,8 @@
 //! Answers as people see them: aligned tables, a hint where there is something to do.
 
 use edgelink_api::local::{
-    DaemonState, KnownPath, LocalError, LocalErrorKind, Path, PathKind, PathState, Peer, PingDone, PingReply, Route,
-    RouteWhy, Status,
+    DaemonState, KnownPath, LocalError, LocalErrorKind, Nat, NatBehaviour, NatName, Netcheck, Path, PathKind,
+    PathState, Peer, PingDone, PingReply, Route, RouteWhy, Status,
 };
 use std::fmt::Write as _;
 
@@ -26,6 +26,9 @@ pub(crate) fn status(status: &Status) -> String {
     }
     for relay in &status.relays {
         line("relay", format!("{} ({})  {}", relay.name, relay.url, connected(relay.connected, relay.rtt_ms)));
+    }
+    if status.nat.name != NatName::Unknown {
+        line("NAT", nat(&status.nat));
     }
     for problem in &status.health {
         line("problem", problem.clone());
@@ -66,6 +69,35 @@ pub(crate) fn peers(peers: &[Peer]) -> String {
     out
 }
 
+pub(crate) fn netcheck(check: &Netcheck) -> String {
+    let mut out = String::new();
+    let mut line = |label: &str, value: &str| {
+        let _ = writeln!(out, "{label:<14}{value}");
+    };
+    let udp = match (check.p2p_enabled, check.udp) {
+        (false, _) => "not tried (p2p.enabled is false)",
+        (true, Some(true)) => "works",
+        (true, Some(false)) => "blocked",
+        (true, None) => "not known",
+    };
+    line("UDP", udp);
+    line("NAT", &nat(&check.nat));
+    let mapping = match (&check.port_mapping.protocol, check.port_mapping.external, &check.port_mapping.problem) {
+        (Some(protocol), Some(external), _) => format!("{external} by {protocol}"),
+        (_, _, Some(problem)) => format!("none: {problem}"),
+        _ => "none".to_owned(),
+    };
+    line("port mapping", &mapping);
+    for endpoint in &check.endpoints {
+        line("endpoint", &format!("{} ({})", endpoint.address, endpoint.kind));
+    }
+    for relay in &check.relays {
+        line("relay", &format!("{} ({})  {}", relay.name, relay.url, connected(relay.connected, relay.rtt_ms)));
+    }
+    check.problems.iter().for_each(|problem| line("problem", problem));
+    out
+}
+
 pub(crate) fn paths(name: &str, paths: &[KnownPath]) -> String {
     if paths.is_empty() {
         return format!("no path leads to {name}\n");
@@ -94,6 +126,27 @@ pub(crate) fn paths(name: &str, paths: &[KnownPath]) -> String {
         ]
     });
     table(std::iter::once(header).chain(rows).collect())
+}
+
+/// The NAT's name, mapping and filtering, in words.
+fn nat(nat: &Nat) -> String {
+    let name = match nat.name {
+        NatName::Open => "none",
+        NatName::FullCone => "full cone",
+        NatName::RestrictedCone => "restricted cone",
+        NatName::PortRestricted => "port restricted",
+        NatName::Symmetric => "symmetric",
+        NatName::UdpBlocked => "UDP blocked",
+        NatName::Unknown => "not known",
+    };
+    let behaviour = |behaviour| match behaviour {
+        NatBehaviour::None => "none",
+        NatBehaviour::EndpointIndependent => "endpoint-independent",
+        NatBehaviour::AddressDependent => "address-dependent",
+        NatBehaviour::AddressAndPortDependent => "address- and port-dependent",
+        NatBehaviour::Unknown => "not known",
+    };
+    format!("{name} (mapping {}, filtering {})", behaviour(nat.mapping), behaviour(nat.filtering))
 }
 
 pub(crate) fn routes(routes: &[Route]) -> String {
@@ -290,6 +343,7 @@ a-longer-name  3   10.0.1.3  no      relay 1  1.2 ms  1.5 s ago  1.5 KiB  12 B
             one_hop: via.is_none(),
             current,
             state: if rtt.is_some() { PathState::Alive } else { PathState::Dead },
+            mtu: None,
             why: why.to_owned(),
         };
         let all = [

@@ -12,6 +12,7 @@ pub mod failover;
 mod flows;
 mod net;
 mod node;
+pub mod p2p;
 mod pinger;
 pub mod raw;
 mod site;

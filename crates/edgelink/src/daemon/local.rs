@@ -7,6 +7,7 @@ use edgelink_api::local::{
     PingReply, PingRequest, RoutesRequest, Status, UpRequest, from_line, to_line,
 };
 use edgelink_model::NodeId;
+use edgelink_node::Node;
 use edgelink_os::peer_cred::{PeerCred, group_id};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
+/// All tests of STUN servers that answer take less, and one that does not is given up by then.
+const NETCHECK_TIME: Duration = Duration::from_secs(12);
 /// Members of this group may use the socket, beside root.
 const GROUP: &str = "edgelink";
 
@@ -101,8 +104,9 @@ async fn answer(daemon: &Rc<Daemon>, request: LocalRequest) -> Result<LocalRespo
             finish(async move { this.down().await.map_err(failed) }).await?;
             Ok(LocalResponse::Status(Box::new(daemon.status())))
         }
-        LocalRequest::Accept { target } => accept(daemon, &target),
+        LocalRequest::Netcheck(choice) => netcheck(daemon, &choice).await,
         LocalRequest::Paths { target } => paths(daemon, &target),
+        LocalRequest::Accept { target } => accept(daemon, &target),
         LocalRequest::Ping(_) => Err(LocalError::new(LocalErrorKind::Failed, "ping is answered elsewhere")),
     }
 }
@@ -174,8 +178,26 @@ fn accept(daemon: &Rc<Daemon>, target: &str) -> Result<LocalResponse, LocalError
     Ok(LocalResponse::Status(Box::new(daemon.status())))
 }
 
+/// Asks STUN servers anew and waits for what they say.
+async fn netcheck(daemon: &Rc<Daemon>, choice: &NetworkChoice) -> Result<LocalResponse, LocalError> {
+    status_of(daemon, choice)?;
+    let tunnel = daemon.tunnel().ok_or_else(down)?;
+    if tunnel.feed(Node::check_nat) {
+        let mut progress = tunnel.progress();
+        let settled = async {
+            while !tunnel.node.borrow().nat_is_settled() {
+                if progress.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // What has not come by then is told as not known.
+        let _ = tokio::time::timeout(NETCHECK_TIME, settled).await;
+    }
+    Ok(LocalResponse::Netcheck(Box::new(tunnel.netcheck())))
+}
+
 fn paths(daemon: &Rc<Daemon>, target: &str) -> Result<LocalResponse, LocalError> {
-    let down = || LocalError::new(LocalErrorKind::Unreachable, "the daemon is down; `edgelink up` connects it");
     let tunnel = daemon.tunnel().ok_or_else(down)?;
     let node = tunnel.node.borrow();
     let peer = node.find_peer(target).map_err(|e| LocalError::new(LocalErrorKind::Usage, e.to_string()))?;
@@ -183,6 +205,10 @@ fn paths(daemon: &Rc<Daemon>, target: &str) -> Result<LocalResponse, LocalError>
     drop(node);
     let name = daemon.status().peers.iter().find(|p| p.node_id == peer).map(|p| p.name.clone()).unwrap_or_default();
     Ok(LocalResponse::Paths { node_id: peer, name, paths })
+}
+
+fn down() -> LocalError {
+    LocalError::new(LocalErrorKind::Unreachable, "the daemon is down; `edgelink up` connects it")
 }
 
 async fn ping(

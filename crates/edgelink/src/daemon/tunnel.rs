@@ -9,7 +9,7 @@ use super::tun_writer::TunWriter;
 use super::udp;
 use super::{health, links, now, os_rng};
 use anyhow::Result;
-use edgelink_api::local::Status;
+use edgelink_api::local::{Netcheck, Status};
 use edgelink_auth::MachineKey;
 use edgelink_model::Now;
 use edgelink_node::{
@@ -191,6 +191,10 @@ impl Tunnel {
         let mut status = self.node.borrow().status(&self.controller, now());
         status.health.extend(self.problems.borrow().iter().cloned());
         status
+    }
+
+    pub(crate) fn netcheck(&self) -> Netcheck {
+        self.node.borrow().netcheck(&self.controller)
     }
 
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
