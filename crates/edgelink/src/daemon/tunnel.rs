@@ -265,7 +265,7 @@ impl Tunnel {
                 self.udp.wake();
             }
             Event::Packet(packet) => {
-                self.tun_writer.push(&[0; virtio::LEN], &packet);
+                self.tun_writer.push(&[0; edgelink_wire::virtio::LEN], &packet);
                 self.flush_tun();
             }
             Event::Pong { ping, rtt, .. } => {
