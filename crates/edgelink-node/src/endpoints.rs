@@ -29,7 +29,7 @@ impl Node {
     /// Our endpoints for a peer, best first.
     pub(crate) fn endpoints(&self, peer: NodeId) -> Vec<Endpoint> {
         let Some(port) = self.direct.port else { return Vec::new() };
-        let overlay = self.overlay();
+        let overlay = self.inside();
         let of = |kind, address| Endpoint { kind, address };
         let lan = self.direct.local.iter().map(|net| of(EndpointKind::Lan, SocketAddr::new(net.addr(), port)));
         // What was made for this peer lately before what has failed.
@@ -50,9 +50,14 @@ impl Node {
         endpoints
     }
 
+    /// The overlay's own addresses.
+    pub(crate) fn overlay(&self) -> Vec<IpNet> {
+        self.network.as_ref().map(|network| network.subnets.clone()).unwrap_or_default()
+    }
+
     /// Addresses that lie inside the tunnel, the overlay's own and those of peers' routes: a path through itself would be
     /// none. A route to a network that this host is connected to is not taken, so its addresses are outside.
-    pub(crate) fn overlay(&self) -> Vec<IpNet> {
+    fn inside(&self) -> Vec<IpNet> {
         let own = self.network.iter().flat_map(|network| network.subnets.iter().copied());
         let me = self.identity.as_ref().map_or(0, |identity| identity.node.0);
         let routes = self.latest.routes.iter().filter(|route| route.enabled && route.node_id != me);
@@ -177,7 +182,7 @@ impl Node {
             }
             self.answer_endpoints(from, now);
         }
-        let overlay = self.overlay();
+        let overlay = self.inside();
         let mut candidates: Vec<(u32, SocketAddr)> = Vec::new();
         let mut mapped = Vec::new();
         for endpoint in message.endpoints.iter().take(8 * MAX_ENDPOINTS) {
