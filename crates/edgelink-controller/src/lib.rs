@@ -207,8 +207,9 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
     let (live, questions) = live::channel();
     tokio::task::spawn_local(Rc::clone(&hub).answer(questions));
     let own = Arc::new(setup::issuer(&config, &state.store).await?);
+    let sources = api::Sources { file: args.config.clone(), env: env.clone() };
     let public_url = config.public_url.0.first().cloned();
-    let api = api::Service::new(api::Api::new(state.store.clone(), own, live, public_url, identity.pin));
+    let api = api::Service::new(api::Api::new(state.store.clone(), own, live, sources, public_url, identity.pin));
     if let Some(relay) = &relay {
         let token = hub.server_token(builtin.id).context("no token for the built-in relay can be made")?;
         let register = proto::ServerRegister { version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() };

@@ -63,6 +63,9 @@ pub(crate) enum Command {
     /// Manage administrators of the REST API
     #[command(subcommand)]
     Admin(AdminCommand),
+    /// Show and change settings, which the database holds; make a configuration file
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Show who did what, to what, from where; the newest first
     Audit(AuditArgs),
     /// Show measured round-trip times and the best paths between nodes
@@ -96,6 +99,33 @@ pub(crate) enum Command {
         #[arg(value_name = "DIRECTORY")]
         directory: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show settings, or one
+    Show {
+        /// Such as tokens.relay_expire_hours
+        #[arg(value_name = "KEY")]
+        key: Option<String>,
+    },
+    /// Set a setting; it outranks the configuration file, and is outranked by the environment
+    Set {
+        /// Such as tokens.relay_expire_hours
+        #[arg(value_name = "KEY")]
+        key: String,
+        /// As in the configuration file; a list between commas
+        #[arg(value_name = "VALUE", allow_hyphen_values = true)]
+        value: String,
+    },
+    /// Take a setting away: the configuration file holds again
+    Unset {
+        /// Such as tokens.relay_expire_hours
+        #[arg(value_name = "KEY")]
+        key: String,
+    },
+    /// Print a commented configuration file to start from
+    Init,
 }
 
 #[derive(Debug, Args)]

@@ -1,14 +1,17 @@
 //! Which command runs where.
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, ConfigCommand};
 use crate::backend::{Backend, Database};
 use crate::error::CtlError;
 use crate::output::Output;
-use crate::{admins, database, generate, maintenance, networks, nodes, reports, routes, servers, session, tokens};
+use crate::{
+    admins, config, database, generate, maintenance, networks, nodes, reports, routes, servers, session, tokens,
+};
 use edgelink_config::Env;
 
 pub(crate) async fn execute(cli: &Cli, env: &Env, root: bool, out: &mut Output<'_>) -> Result<(), CtlError> {
     match &cli.command {
+        Command::Config(ConfigCommand::Init) => return config::init(out),
         Command::Completions { shell } => return generate::completions(*shell, out),
         Command::Man { directory } => return generate::man(directory, out),
         Command::Login { username } => return session::login(cli, env, username, out).await,
@@ -40,6 +43,7 @@ async fn run(backend: &impl Backend, cli: &Cli, env: &Env, out: &mut Output<'_>)
         Command::Route(command) => routes::execute(backend, command, out).await,
         Command::Token(command) => tokens::execute(backend, command, out).await,
         Command::Admin(command) => admins::execute(backend, env, command, out).await,
+        Command::Config(command) => config::execute(backend, command, out).await,
         Command::Audit(filter) => reports::audit(backend, filter, out).await,
         Command::Latency { network, paths } => reports::latency(backend, network.as_deref(), *paths, out).await,
         Command::Status => reports::status(backend, out).await,

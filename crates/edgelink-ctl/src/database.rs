@@ -19,7 +19,8 @@ pub(crate) async fn open(cli: &Cli, env: &Env, root: bool) -> Result<Database, C
     let config: Option<ControllerConfig> = edgelink_config::load(cli.config.as_deref(), env).ok();
     let public_url = config.and_then(|config| config.public_url.0.first().cloned());
     let ca = location.file().and_then(Path::parent).map(|directory| directory.join("ca.pem"));
-    Ok(Database { store, place: location.to_string(), public_url, ca })
+    let (place, file) = (location.to_string(), cli.config.clone());
+    Ok(Database { store, place, file, env: env.clone(), public_url, ca })
 }
 
 /// Whether a database is found where nobody has named one.

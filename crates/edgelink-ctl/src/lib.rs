@@ -12,6 +12,7 @@ mod admins;
 mod args;
 mod backend;
 mod commands;
+mod config;
 mod database;
 mod error;
 mod generate;
@@ -26,6 +27,7 @@ mod routes;
 pub mod rows;
 mod servers;
 mod session;
+pub mod settings;
 mod tokens;
 
 pub use args::Cli;

@@ -355,6 +355,22 @@ pub struct LatencyPath {
     pub rtt_ms: f64,
 }
 
+/// A setting: a key of the controller's configuration that its database may hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Setting {
+    /// Full path, such as `tokens.relay_expire_hours`.
+    pub key: String,
+    /// What it comes to from defaults, file, database and environment.
+    pub value: serde_json::Value,
+    /// What the database holds; `null`: nothing.
+    pub setting: Option<String>,
+    /// When a new value is in force: `now`, or after a `restart`.
+    pub takes: String,
+    /// What it is.
+    pub description: String,
+}
+
 /// The answer to a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

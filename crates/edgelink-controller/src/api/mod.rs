@@ -13,12 +13,14 @@ mod nodes;
 mod problem;
 mod routes;
 mod servers;
+mod settings;
 mod spec;
 mod stats;
 mod throttle;
 mod tokens;
 
 pub(crate) use extract::Client;
+pub(crate) use settings::Sources;
 
 use crate::live::Live;
 use axum::Router;
@@ -61,6 +63,7 @@ pub(crate) struct Api {
     live: Live,
     throttle: Mutex<Throttle>,
     hashing: Semaphore,
+    sources: Sources,
     /// For the configurations of servers: where the controller is, and what to pin.
     public_url: Option<edgelink_config::WsUrl>,
     pin: Option<Pin>,
@@ -77,11 +80,12 @@ impl Api {
         store: Store,
         issuer: Arc<Issuer>,
         live: Live,
+        sources: Sources,
         public_url: Option<edgelink_config::WsUrl>,
         pin: Option<Pin>,
     ) -> Self {
         let (throttle, hashing) = (Mutex::default(), Semaphore::new(MAX_HASHING));
-        Self { store, issuer, live, throttle, hashing, public_url, pin }
+        Self { store, issuer, live, throttle, hashing, sources, public_url, pin }
     }
 }
 
@@ -168,6 +172,7 @@ fn guarded() -> Routes {
         .routes(routes!(audit::list))
         .routes(routes!(latency::matrix))
         .routes(routes!(latency::paths))
+        .routes(routes!(settings::get, settings::update))
         .routes(routes!(stats::overview))
 }
 

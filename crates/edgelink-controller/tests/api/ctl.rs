@@ -92,7 +92,12 @@ fn the_same_commands_give_the_same_answers() {
     place.rest("token blacklist --node web --reason lost");
     place.rest("token blacklist 0123456789");
 
+    assert_eq!(place.rest("config set tokens.auth_expire_hours 12")["setting"], "12");
+    assert_eq!(place.database("config set node_key_rotate_hours 6")["key"], "security.node_key_rotate_hours");
+
     for command in [
+        "config show tokens.auth_expire_hours",
+        "config show",
         "network list",
         "node list",
         "node list --network lab",
@@ -117,6 +122,7 @@ fn the_same_commands_give_the_same_answers() {
     assert_eq!(place.rest("latency")["paths"], serde_json::json!([]));
     assert_eq!(place.database("latency")["paths"], Value::Null);
 
+    assert_eq!(place.rest("config unset tokens.auth_expire_hours")["setting"], Value::Null);
     place.rest(&format!("route delete {id}"));
     place.rest("server delete r1");
     place.rest(&format!("token revoke {}", key["id"]));
@@ -146,6 +152,8 @@ fn refusals_have_their_exit_codes() {
     place.fails(&["--url", &url, "node", "rename", "99", "x"], &token, 1, "there is no node 99");
     place.fails(&["--url", &url, "network", "delete", "default"], &token, 1, "cannot be deleted");
     place.fails(&["--url", &url, "network", "create", "--name", "a b", "--subnet", "10.0.0.0/8"], &token, 2, "letters");
+    place.fails(&["--url", &url, "config", "set", "colour", "blue"], &token, 2, "colour");
+    place.fails(&["--url", &url, "config", "show", "colour"], &token, 2, "there is no setting colour");
     place.fails(&["--url", &url, "db", "check"], &token, 2, "on the database only");
     let other = format!("http://{}/healthz", controller.address);
     assert!(

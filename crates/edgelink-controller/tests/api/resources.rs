@@ -201,6 +201,39 @@ fn overview_and_latency() {
 }
 
 #[test]
+fn settings() {
+    let c = Controller::start();
+    let value = |listed: &Value, key: &str| {
+        listed.as_array().unwrap().iter().find(|s| s["key"] == key).unwrap_or_else(|| panic!("{key}")).clone()
+    };
+    let lifetime = value(&c.get("/api/v1/settings").json(), "tokens.relay_expire_hours");
+    assert_eq!((lifetime["value"].as_f64(), &lifetime["setting"]), (Some(1.5), &Value::Null));
+    assert_eq!(lifetime["takes"], "now");
+
+    // By their names in specification §9.2 too.
+    let change = json!({ "relay_token_expire_hours": 2, "security.require_route_approval": false });
+    let after = c.put("/api/v1/settings", change).json();
+    let lifetime = value(&after, "tokens.relay_expire_hours");
+    assert_eq!((lifetime["value"].as_f64(), &lifetime["setting"]), (Some(2.0), &json!("2")));
+    assert_eq!(value(&after, "security.require_route_approval")["value"], false);
+    for bad in [
+        json!({ "colour": 1 }),
+        json!({ "jwt.secret": "0123456789012345678901234567890123456789" }),
+        json!({ "database.path": "/elsewhere" }),
+        json!({ "tokens.relay_expire_hours": "long" }),
+        json!({ "tokens.relay_expire_hours": 3, "tokens.auth_expire_hours": -1 }),
+        json!({ "tokens.relay_expire_hours": 3, "colour": 1 }),
+    ] {
+        c.put("/api/v1/settings", bad).problem(422, 2002);
+    }
+    assert_eq!(c.get("/api/v1/settings").json(), after, "all or none");
+    let unset = c.put("/api/v1/settings", json!({ "tokens.relay_expire_hours": null })).json();
+    assert_eq!(value(&unset, "tokens.relay_expire_hours")["value"].as_f64(), Some(1.5));
+    let log = c.get("/api/v1/audit?action=config.set").json();
+    assert_eq!((log.as_array().unwrap().len(), &log[0]["actor_id"]), (2, &json!("alice")));
+}
+
+#[test]
 fn what_ctl_does_beside_the_controller_is_seen_and_the_other_way_round() {
     let c = Controller::start();
     let new = edgelink_store::NewNetwork {

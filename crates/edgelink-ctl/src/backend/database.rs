@@ -2,11 +2,11 @@
 
 use super::{Answer, AuditListing, Backend, NodeListing};
 use crate::error::CtlError;
-use crate::{introduce, rows};
+use crate::{introduce, rows, settings};
 use edgelink_api::rest::{Capability, Timestamp};
 use edgelink_api::{Secret, rest};
 use edgelink_auth::{auth_key, password};
-use edgelink_config::WsUrl;
+use edgelink_config::{Env, WsUrl};
 use edgelink_model::records::{ServerKind, ServerRecord};
 use edgelink_model::{NetworkId, NodeId, ServerId};
 use edgelink_store::{
@@ -15,6 +15,8 @@ use edgelink_store::{
 };
 use ipnet::IpNet;
 use rand_core::UnwrapErr;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,6 +26,9 @@ pub(crate) struct Database {
     pub(crate) store: Store,
     /// Where the database is, for people.
     pub(crate) place: String,
+    /// The controller's configuration file, if it was named.
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) env: Env,
     /// The configuration's `public_url`.
     pub(crate) public_url: Option<WsUrl>,
     /// Where the controller keeps its own CA's certificate, if it has one.
@@ -241,6 +246,17 @@ impl Backend for Database {
 
     async fn paths(&self, _: Option<&str>) -> Answer<Option<Vec<rest::LatencyPath>>> {
         Ok(None)
+    }
+
+    async fn settings(&self) -> Answer<Vec<rest::Setting>> {
+        Ok(settings::list(self.file.as_deref(), &self.store.configuration().await?, &self.env)?)
+    }
+
+    async fn set_settings(&self, change: BTreeMap<String, Value>) -> Answer<Vec<rest::Setting>> {
+        let kept = self.store.configuration().await?;
+        let changes = settings::check(self.file.as_deref(), &kept, &self.env, &change)?;
+        self.store.set_configuration(changes).await?;
+        self.settings().await
     }
 
     async fn overview(&self) -> Answer<rest::Overview> {

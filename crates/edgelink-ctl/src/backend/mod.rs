@@ -9,6 +9,8 @@ pub(crate) use remote::{Remote, RemoteError};
 
 use crate::error::CtlError;
 use edgelink_api::{Secret, rest};
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Which nodes to list.
 #[derive(Clone, Debug, Default)]
@@ -82,5 +84,8 @@ pub(crate) trait Backend {
     async fn latencies(&self, network: Option<&str>) -> Answer<Vec<rest::Latency>>;
     /// Best paths likewise; `None`: only a running controller knows.
     async fn paths(&self, network: Option<&str>) -> Answer<Option<Vec<rest::LatencyPath>>>;
+    async fn settings(&self) -> Answer<Vec<rest::Setting>>;
+    /// All or none; `null` unsets a key.
+    async fn set_settings(&self, change: BTreeMap<String, Value>) -> Answer<Vec<rest::Setting>>;
     async fn overview(&self) -> Answer<rest::Overview>;
 }

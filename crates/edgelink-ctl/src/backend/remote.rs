@@ -10,6 +10,8 @@ use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Longest answer that is read, in bytes; a page has at most 1000 entries.
 const MAX_ANSWER: usize = 8 << 20;
@@ -286,6 +288,14 @@ impl Backend for Remote {
     async fn paths(&self, network: Option<&str>) -> Answer<Option<Vec<rest::LatencyPath>>> {
         let query = network.map(|n| ("network", n)).into_iter().collect::<Vec<_>>();
         self.get(&with_query("latency/paths", &query)).await.map(Some)
+    }
+
+    async fn settings(&self) -> Answer<Vec<rest::Setting>> {
+        self.get("settings").await
+    }
+
+    async fn set_settings(&self, change: BTreeMap<String, Value>) -> Answer<Vec<rest::Setting>> {
+        self.send(Method::PUT, "settings", Some(&change)).await
     }
 
     async fn overview(&self) -> Answer<rest::Overview> {
