@@ -20,7 +20,7 @@ pub struct Cli {
     /// The controller's configuration file, which names the database
     #[arg(long, value_name = "FILE", global = true, env = "EDGELINK_CONFIG")]
     pub(crate) config: Option<PathBuf>,
-    /// Work over the REST API of this controller, such as https://controller.example.com (before the command: `server add`
+    /// Work over the REST API of this controller, such as `https://controller.example.com` (before the command: `server add`
     /// has a --url of its own)
     #[arg(long = "url", id = "controller-url", value_name = "URL", env = "EDGELINK_URL")]
     pub(crate) url: Option<String>,
