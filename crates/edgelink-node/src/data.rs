@@ -174,14 +174,17 @@ impl Node {
         };
         // Cryptokey routing: the key that opened the frame decides which source it may carry.
         let ip = packet::parse(packet).ok_or(Drop::NotIp)?;
-        let own = self.peers.get(from).ok_or(Drop::UnknownKey)?.addresses.contains(&ip.src);
-        if !own && !self.may_source(ip.src, from) {
-            return Err(Drop::SpoofedSource);
+        let for_us = self.identity.as_ref().is_some_and(|me| me.addresses.contains(&ip.dst)) || self.serves(ip.dst);
+        let mut peer = self.peers.get_mut(from).ok_or(Drop::UnknownKey)?;
+        if !peer.addresses.contains(&ip.src) {
+            if !self.may_source(ip.src, from) {
+                return Err(Drop::SpoofedSource);
+            }
+            peer = self.peers.get_mut(from).ok_or(Drop::UnknownKey)?;
         }
-        if !self.identity.as_ref().is_some_and(|me| me.addresses.contains(&ip.dst)) && !self.serves(ip.dst) {
+        if !for_us {
             return Err(Drop::ForeignDestination);
         }
-        let peer = self.peers.get_mut(from).ok_or(Drop::UnknownKey)?;
         peer.rx_bytes += packet.len() as u64;
         if peer.note_data(now.mono) {
             self.report_soon(now);
