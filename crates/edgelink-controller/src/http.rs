@@ -2,7 +2,9 @@
 
 use crate::api;
 use crate::hub::{Channel, Hub};
+use crate::leader::Role;
 use axum::body::Body;
+use edgelink_model::ErrorCode;
 use edgelink_net::server::{Entered, Peer, Unauthenticated};
 use edgelink_net::ws;
 use edgelink_server::front::{client_address, relay_metrics, text, upgrade};
@@ -70,6 +72,11 @@ impl Front {
             return self.control(&mut request, kind, remote);
         }
         if let Some(relay) = self.relay.clone() {
+            // Both would go by one name; whose database is away goes on with those who know it.
+            let elsewhere = matches!(self.hub.role(), Role::Standby { .. });
+            if elsewhere && (path == self.data_path || path == self.mesh_path) {
+                return self.standing_by();
+            }
             if path == self.data_path {
                 return upgrade(&mut request, ws::MAX_MESSAGE, move |ws| relay.connection(ws, remote));
             }
@@ -78,6 +85,8 @@ impl Front {
             }
         }
         match path {
+            "/healthz/active" if self.hub.is_active() => text(StatusCode::OK, "active\n"),
+            "/healthz/active" => text(StatusCode::SERVICE_UNAVAILABLE, "standing by\n"),
             "/healthz" if self.hub.database_works() => text(StatusCode::OK, "ok\n"),
             "/healthz" => text(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n"),
             "/metrics" => text(StatusCode::OK, &self.metrics()),
@@ -87,6 +96,9 @@ impl Front {
 
     /// A node's or a server's control channel.
     fn control(&self, request: &mut Request<Incoming>, channel: Channel, remote: Option<IpAddr>) -> Response<String> {
+        if !self.hub.is_active() {
+            return self.standing_by();
+        }
         let entered = match remote {
             Some(address) => match self.unauthenticated.enter(address) {
                 Some(entered) => Some(entered),
@@ -99,6 +111,22 @@ impl Front {
         };
         let hub = Rc::clone(&self.hub);
         upgrade(request, MAX_CONTROL_MESSAGE, move |ws| hub.connection(ws, channel, entered))
+    }
+
+    /// What nodes and relays are told by a controller that is not the active one; they dial the next address.
+    fn standing_by(&self) -> Response<String> {
+        let code = ErrorCode::Unavailable as u32;
+        let mut response = text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &match self.hub.role() {
+                Role::Standby { active: Some(url) } => {
+                    format!("{code}: this controller stands by; the active one is {url}\n")
+                }
+                _ => format!("{code}: this controller stands by; no other one is known\n"),
+            },
+        );
+        response.headers_mut().insert(http::header::RETRY_AFTER, http::HeaderValue::from_static("1"));
+        response
     }
 
     /// Prometheus text format.

@@ -1,5 +1,6 @@
 //! Drives the control core: WebSockets on `/ws/control`, the database, the clock.
 
+use crate::leader::Role;
 use crate::live::Ask;
 use crate::{figures, now, os_rng};
 use bytes::Bytes;
@@ -25,13 +26,16 @@ const PRESENCE_INTERVAL: Duration = Duration::from_secs(1);
 const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
 /// Signs of life of servers that stay are written this often: `server list` believes them for 25 s.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// Measured times are written this often, in one transaction.
-const LATENCY_INTERVAL: Duration = Duration::from_secs(30);
+/// Latencies and connections are written this often.
+const MEASUREMENTS_INTERVAL: Duration = Duration::from_secs(30);
 /// A node that reads so slowly that this much waits for it is disconnected; it gets everything when it comes back.
 const OUTBOX_LIMIT: usize = 16 << 20;
 /// Changes kept for controllers and tools that follow the log.
 const KEEP_CHANGES: u64 = 100_000;
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// A database that takes longer to answer is away.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The control plane of this process.
 pub(crate) struct Hub {
@@ -50,6 +54,9 @@ pub(crate) struct Hub {
     settings: Notify,
     /// The database failed at the last attempt.
     database_away: Cell<bool>,
+    role: RefCell<Role>,
+    /// Told when this controller becomes the active one.
+    activated: Notify,
 }
 
 /// What a control connection is for.
@@ -69,7 +76,7 @@ struct Conn {
 }
 
 impl Hub {
-    pub(crate) fn new(control: Control, store: Store, relay: Option<Rc<RelayShell>>) -> Rc<Self> {
+    pub(crate) fn new(control: Control, store: Store, relay: Option<Rc<RelayShell>>, role: Role) -> Rc<Self> {
         Rc::new(Self {
             control: RefCell::new(control),
             store,
@@ -83,7 +90,64 @@ impl Hub {
             tail: Mutex::new(()),
             settings: Notify::new(),
             database_away: Cell::new(false),
+            role: RefCell::new(role),
+            activated: Notify::new(),
         })
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        self.role.borrow().clone()
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        matches!(*self.role.borrow(), Role::Active { .. })
+    }
+
+    /// The database as the core's writes reach it: not any more, once another controller is the active one.
+    fn writer(&self) -> Store {
+        match *self.role.borrow() {
+            Role::Active { epoch: Some(epoch) } => self.store.fenced(epoch),
+            _ => self.store.clone(),
+        }
+    }
+
+    /// Reads the change log now, for a controller that is about to become the active one.
+    pub(crate) async fn catch_up(self: &Rc<Self>) -> Result<(), StoreError> {
+        self.try_follow().await
+    }
+
+    /// Serves nodes and relays from now on.
+    pub(crate) fn activate(&self, epoch: u64) {
+        tracing::info!("this controller is the active one now");
+        *self.role.borrow_mut() = Role::Active { epoch: Some(epoch) };
+        self.activated.notify_one();
+    }
+
+    /// Serves nodes and relays no more: they are sent away, and find the active controller by themselves.
+    pub(crate) fn step_down(self: &Rc<Self>, role: Role) {
+        match role {
+            Role::Cut => tracing::warn!("the database cannot be reached: another controller may become the active one"),
+            _ => tracing::warn!("this controller is not the active one any more"),
+        }
+        *self.role.borrow_mut() = role;
+        self.conns.borrow().values().for_each(|conn| conn.handle.close(true));
+        self.presence.borrow_mut().clear();
+        self.servers.borrow_mut().clear();
+    }
+
+    /// Another controller is the active one, or none is yet.
+    pub(crate) fn stand_by(&self, role: Role) {
+        let before = self.role.replace(role.clone());
+        if before == role {
+            return;
+        }
+        if let Role::Standby { active: Some(url) } = &role {
+            tracing::info!(active = url, "this controller stands by");
+        }
+        // Nodes must not be divided between two built-in relays that go by one name.
+        if let (Role::Cut | Role::Active { .. } | Role::Standby { active: None }, Some(relay)) = (before, &self.relay) {
+            relay.close_all();
+        }
     }
 
     /// Starts what runs beside the connections.
@@ -92,7 +156,7 @@ impl Hub {
         tokio::task::spawn_local(Rc::clone(self).run_tail());
         tokio::task::spawn_local(Rc::clone(self).run_presence());
         tokio::task::spawn_local(Rc::clone(self).run_pruning());
-        tokio::task::spawn_local(Rc::clone(self).run_latencies());
+        tokio::task::spawn_local(Rc::clone(self).run_measurements());
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -129,6 +193,9 @@ impl Hub {
         while let Some(event) = events.recv().await {
             if !matches!(event, UplinkEvent::Dial) {
                 continue;
+            }
+            while !self.is_active() {
+                self.activated.notified().await;
             }
             let conn = Rc::new(Conn::default());
             let id = self.open(Channel::Server, &conn);
@@ -218,6 +285,10 @@ impl Hub {
     }
 
     fn store(self: &Rc<Self>, op: StoreOp) {
+        if !self.is_active() {
+            // Of connections that are being closed.
+            return;
+        }
         let this = Rc::clone(self);
         match op {
             StoreOp::Seen { node, online } => {
@@ -241,7 +312,7 @@ impl Hub {
             }
             StoreOp::SetNodeKey { node, key } => {
                 tokio::task::spawn_local(async move {
-                    match this.store.set_node_key(node, key).await {
+                    match this.writer().set_node_key(node, key).await {
                         Ok(()) => this.follow().await,
                         // The node announces itself to its peers as well; the next rotation repairs the record.
                         Err(error) => tracing::warn!(%node, %error, "a node's key was not kept"),
@@ -250,7 +321,7 @@ impl Hub {
             }
             StoreOp::AnnounceRoutes { node, routes, approve } => {
                 tokio::task::spawn_local(async move {
-                    match this.store.announce_routes(node, &routes, approve).await {
+                    match this.writer().announce_routes(node, &routes, approve).await {
                         Ok(()) => this.follow().await,
                         // It announces them again when it comes back.
                         Err(error) => tracing::warn!(%node, %error, "a node's routes were not kept"),
@@ -259,7 +330,7 @@ impl Hub {
             }
             StoreOp::Enroll { conn, request } => {
                 tokio::task::spawn_local(async move {
-                    let outcome = this.store.enroll(request).await;
+                    let outcome = this.writer().enroll(request).await;
                     if matches!(outcome, Err(EnrollError::Unavailable)) {
                         tracing::warn!("a node cannot enrol: the database does not answer");
                     }
@@ -276,26 +347,12 @@ impl Hub {
     async fn register(&self, said: &ServerRecord) -> Result<(), StoreError> {
         let kept = self.store.find_server(&said.id.to_string()).await?.record;
         let (url, stun_ip, stun_ip2, stun_port) = (said.url.clone(), said.stun_ip, said.stun_ip2, said.stun_port);
-        self.store.update_server(&ServerRecord { url, stun_ip, stun_ip2, stun_port, ..kept }).await
+        self.writer().update_server(&ServerRecord { url, stun_ip, stun_ip2, stun_port, ..kept }).await
     }
 
     /// Applies what any process has committed since the last look.
     async fn follow(self: &Rc<Self>) {
-        let _one_at_a_time = self.tail.lock().await;
-        let position = self.control.borrow().version();
-        let outcome = match self.store.changes_after(position).await {
-            Ok(Changes::Some { changes, .. }) if changes.is_empty() => Ok(()),
-            Ok(Changes::Some { version, changes }) => {
-                if changes.iter().any(|(_, change)| matches!(change, Change::Setting(_))) {
-                    self.settings.notify_one();
-                }
-                self.control.borrow_mut().apply(version, changes, now(), &mut os_rng());
-                self.pump();
-                Ok(())
-            }
-            Ok(Changes::Resync) => self.resync().await,
-            Err(error) => Err(error),
-        };
+        let outcome = self.try_follow().await;
         match outcome {
             Ok(()) if self.database_away.replace(false) => tracing::info!("the database answers again"),
             Ok(()) => {}
@@ -325,8 +382,25 @@ impl Hub {
         }
     }
 
+    async fn try_follow(self: &Rc<Self>) -> Result<(), StoreError> {
+        let _one_at_a_time = self.tail.lock().await;
+        let position = self.control.borrow().version();
+        match patiently(self.store.changes_after(position)).await? {
+            Changes::Some { changes, .. } if changes.is_empty() => Ok(()),
+            Changes::Some { version, changes } => {
+                if changes.iter().any(|(_, change)| matches!(change, Change::Setting(_))) {
+                    self.settings.notify_one();
+                }
+                self.control.borrow_mut().apply(version, changes, now(), &mut os_rng());
+                self.pump();
+                Ok(())
+            }
+            Changes::Resync => self.resync().await,
+        }
+    }
+
     async fn resync(self: &Rc<Self>) -> Result<(), StoreError> {
-        let snapshot = self.store.snapshot().await?;
+        let snapshot = patiently(self.store.snapshot()).await?;
         tracing::info!(version = snapshot.version, "read the whole database again");
         self.settings.notify_one();
         self.control.borrow_mut().resync(snapshot, now(), &mut os_rng());
@@ -391,16 +465,19 @@ impl Hub {
 
     /// Writes what has been gathered; called at the end too.
     pub(crate) async fn write_presence(&self) {
+        if !self.is_active() {
+            return;
+        }
         // A server that has gone keeps the moment at which it was heard last.
         let servers = std::mem::take(&mut *self.servers.borrow_mut());
         let online: Vec<ServerId> = servers.into_iter().filter(|(_, online)| *online).map(|(id, _)| id).collect();
         if !online.is_empty()
-            && let Err(error) = self.store.touch_servers(&online, now().unix_ms).await
+            && let Err(error) = self.writer().touch_servers(&online, now().unix_ms).await
         {
             tracing::debug!(%error, "signs of life of servers not written; written with the next");
         }
         let told: Vec<NodeEndpoints> = std::mem::take(&mut *self.endpoints.borrow_mut()).into_values().collect();
-        if let Err(error) = self.store.set_endpoints(&told).await {
+        if let Err(error) = self.writer().set_endpoints(&told).await {
             tracing::debug!(%error, "endpoints not written; tried again");
             let mut endpoints = self.endpoints.borrow_mut();
             for told in told {
@@ -414,7 +491,7 @@ impl Hub {
         let last_seen = now().unix_ms;
         let touches: Vec<NodeTouch> =
             batch.into_iter().map(|(id, online)| NodeTouch { id, online, last_seen }).collect();
-        if let Err(error) = self.store.touch_nodes(&touches).await {
+        if let Err(error) = self.writer().touch_nodes(&touches).await {
             tracing::debug!(%error, "presence not written; tried again");
             let mut presence = self.presence.borrow_mut();
             for touch in touches {
@@ -423,17 +500,27 @@ impl Hub {
         }
     }
 
-    /// Keeps what is measured where `edgelink-ctl --db latency` finds it.
-    async fn run_latencies(self: Rc<Self>) {
-        let mut interval = tokio::time::interval(LATENCY_INTERVAL);
+    /// Batches what was measured and who is connected where: two transactions in [`MEASUREMENTS_INTERVAL`].
+    async fn run_measurements(self: Rc<Self>) {
+        let mut interval = tokio::time::interval(MEASUREMENTS_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            let records = figures::records(&self.control.borrow(), now());
-            if !records.is_empty()
-                && let Err(error) = self.store.write_latencies(&records).await
-            {
-                tracing::debug!(%error, "latencies not written; written with the next");
+            if !self.is_active() {
+                continue;
+            }
+            let at = now();
+            let latencies = figures::records(&self.control.borrow(), at);
+            let connections: Vec<(NodeId, ServerId)> = {
+                let control = self.control.borrow();
+                control.locations().flat_map(|(node, servers)| servers.into_iter().map(move |s| (node, s))).collect()
+            };
+            let written = async {
+                self.writer().write_latencies(&latencies).await?;
+                self.writer().touch_connections(&connections, at.unix_ms).await
+            };
+            if let Err(error) = written.await {
+                tracing::debug!(%error, "measurements not written; written with the next");
             }
         }
     }
@@ -442,12 +529,23 @@ impl Hub {
         let mut interval = tokio::time::interval(PRUNE_INTERVAL);
         loop {
             interval.tick().await;
-            let changes = self.store.prune_changes(KEEP_CHANGES).await;
-            let revocations = self.store.prune_revocations().await;
+            if !self.is_active() {
+                continue;
+            }
+            let changes = self.writer().prune_changes(KEEP_CHANGES).await;
+            let revocations = self.writer().prune_revocations().await;
             if let Err(error) = changes.and(revocations) {
                 tracing::debug!(%error, "old records not pruned");
             }
         }
+    }
+}
+
+/// A database that swallows questions is away, too; its connections are given up.
+async fn patiently<T>(question: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(DATABASE_PATIENCE, question).await {
+        Ok(answer) => answer,
+        Err(_) => Err(StoreError::Silent),
     }
 }
 

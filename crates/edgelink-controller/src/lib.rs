@@ -6,13 +6,14 @@ mod api;
 mod figures;
 mod http;
 mod hub;
+mod leader;
 mod live;
 mod reload;
 mod setup;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
-use edgelink_config::{Config as _, ControllerConfig, Env};
+use edgelink_config::{Config as _, ControllerConfig, Env, Tls};
 use edgelink_control::Control;
 use edgelink_model::Now;
 use edgelink_net::server::{self, Peer, Unauthenticated};
@@ -25,8 +26,10 @@ use edgelink_wire::control::proto;
 use getrandom::SysRng;
 use http::Front;
 use hub::Hub;
+use leader::{Leader, Role};
 use rand_core::UnwrapErr;
 use reload::{Certificate, Reloader};
+use setup::Announcement;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -184,9 +187,25 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
     let config = reload::read(&args, &env, &state.store).await?;
     log.reload(log_filter(&config)?)?;
     let issuer = setup::issuer(&config, &state.store).await?;
+    if state.store.location().is_shared() && config.tls == Tls::OwnCertificate {
+        setup::share_ca(&state.dir, &state.store).await?;
+    }
     let identity = setup::identity(&config, &state.dir, address.port(), &own)?;
-    state.store.set_revocation_lifetime(setup::longest_token_life(&config)).await?;
-    let builtin = setup::builtin_server(&config, &state.store, stun.as_deref()).await?;
+    // Of several controllers on one database, one is active. Alone, we are.
+    let asked = Instant::now();
+    let leader = state.store.location().is_shared().then(|| Leader::new(&state.store, &identity.url));
+    let role = match &leader {
+        Some(leader) => leader.ask().await?,
+        None => Role::Active { epoch: None },
+    };
+    let builtin = if matches!(role, Role::Active { .. }) {
+        // Nobody is connected to a controller that has just begun.
+        state.store.reset_presence().await?;
+        state.store.set_revocation_lifetime(setup::longest_token_life(&config)).await?;
+        setup::builtin_server(&config, &state.store, stun.as_deref()).await?
+    } else {
+        setup::builtin_record(&state.store).await?
+    };
 
     let (uplink, events) = mpsc::channel(TO_CONTROLLER);
     let relay = match config.builtin_relay.enabled {
@@ -202,7 +221,7 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
     if let Some(relay) = &relay {
         relay.set_revocations(control.revocations());
     }
-    let hub = Hub::new(control, state.store.clone(), relay.clone());
+    let hub = Hub::new(control, state.store.clone(), relay.clone(), role.clone());
     hub.start();
     let (live, questions) = live::channel();
     tokio::task::spawn_local(Rc::clone(&hub).answer(questions));
@@ -210,6 +229,10 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
     let sources = api::Sources { file: args.config.clone(), env: env.clone() };
     let public_url = config.public_url.0.first().cloned();
     let api = api::Service::new(api::Api::new(state.store.clone(), own, live, sources, public_url, identity.pin));
+    if let Some(leader) = &leader {
+        let announcement = Announcement { config: config.clone(), stun: stun.clone() };
+        tokio::task::spawn_local(Rc::clone(leader).run(Rc::clone(&hub), announcement, asked));
+    }
     if let Some(relay) = &relay {
         let token = hub.server_token(builtin.id).context("no token for the built-in relay can be made")?;
         let register = proto::ServerRegister { version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() };
@@ -220,7 +243,7 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
     if let Some(stun) = &stun {
         stun.start();
     }
-    let draining = relay.clone();
+    let (draining, ending) = (relay.clone(), Rc::clone(&hub));
     let front = Rc::new(Front {
         hub: Rc::clone(&hub),
         relay,
@@ -236,7 +259,16 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
         open: Arc::new(Semaphore::new(MAX_HTTP)),
     });
     tracing::info!(%address, algorithm, state = %state.dir.display(), "edgelink-controller {}", env!("CARGO_PKG_VERSION"));
-    print_join_command(&identity, setup::first_auth_key(&state.store).await?);
+    match &role {
+        Role::Active { .. } => print_join_command(&identity, setup::first_auth_key(&state.store).await?),
+        Role::Standby { active } => {
+            tracing::info!(
+                active = active.as_deref().unwrap_or("?"),
+                "another controller is the active one; this one stands by"
+            );
+        }
+        Role::Cut => {}
+    }
     // Whoever started us may have closed the pipe; serving matters more.
     let _ = std::io::stdout().write_all(format!("ready {} on {address}\n", identity.url).as_bytes());
     edgelink_os::notify::ready();
@@ -245,6 +277,11 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+        }
+        if let Some(leader) = &leader {
+            // At once, so that nodes find the next controller while this one's relay still serves them.
+            ending.step_down(Role::Standby { active: None });
+            leader.release().await;
         }
         let Some(relay) = draining else { return };
         // Whoever asks twice is in a hurry.

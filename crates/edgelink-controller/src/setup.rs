@@ -10,15 +10,16 @@ use edgelink_model::NetworkId;
 use edgelink_model::records::{ServerKind, ServerRecord};
 use edgelink_net::tls::{self, Pin};
 use edgelink_os::{files, host};
-use edgelink_server::certificate::{self, OwnCertificate};
+use edgelink_server::certificate::{self, CaFiles, OwnCertificate};
 use edgelink_server::dialler::MeshDialler;
 use edgelink_server::stun::StunShell;
-use edgelink_store::{Location, MariaDbUrl, NewAuthKey, Store, TOKEN_KEYS};
+use edgelink_store::{Location, MariaDbUrl, NewAuthKey, SHARED_CA, Store, StoreError, TOKEN_KEYS};
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -48,8 +49,6 @@ impl State {
             }
             Location::MariaDb(url) => Store::open_mariadb(&url, Some(&dir)).await?,
         };
-        // Nobody is connected to a process that has just begun.
-        store.reset_presence().await?;
         Ok(Self { dir, store, _lock: lock })
     }
 }
@@ -93,6 +92,38 @@ pub(crate) async fn issuer(config: &ControllerConfig, store: &Store) -> Result<I
         edgelink_config::Algorithm::EdDsa => keys,
     };
     Ok(Issuer::new(&keys))
+}
+
+/// The CA that all controllers of a database use: nodes pin one public key. The first controller's becomes everybody's.
+pub(crate) async fn share_ca(dir: &Path, store: &Store) -> Result<()> {
+    let own = certificate::ca(dir, SystemTime::now())?;
+    let as_json = |ca: &CaFiles| serde_json::json!({ "certificate": ca.certificate, "key": ca.key }).to_string();
+    let kept = store.setting_or_insert_with(SHARED_CA, || as_json(&own)).await?;
+    let damaged = "the CA in the database is damaged; restore a backup";
+    let kept: serde_json::Value = serde_json::from_str(&kept).ok().context(damaged)?;
+    let text = |key: &str| kept.get(key).and_then(|v| v.as_str()).map(str::to_owned).context(damaged);
+    let kept = CaFiles { certificate: text("certificate")?, key: text("key")? };
+    if kept != own {
+        tracing::info!("the CA of this installation is taken from its database");
+        certificate::replace_ca(dir, &kept)?;
+    }
+    Ok(())
+}
+
+/// What the active controller says of itself in the database.
+pub(crate) struct Announcement {
+    pub(crate) config: ControllerConfig,
+    pub(crate) stun: Option<Rc<StunShell>>,
+}
+
+impl Announcement {
+    /// Writes it; of several controllers only the active one does.
+    pub(crate) async fn write(&self, store: &Store) -> Result<(), StoreError> {
+        store.set_revocation_lifetime(longest_token_life(&self.config)).await?;
+        let record = builtin_record(store).await?;
+        let wanted = builtin_wanted(&self.config, &record, self.stun.as_deref());
+        if wanted == record { Ok(()) } else { store.update_server(&wanted).await }
+    }
 }
 
 /// Names under which this controller may be dialled, and its certificate.
@@ -188,18 +219,30 @@ pub(crate) async fn builtin_server(
     store: &Store,
     stun: Option<&StunShell>,
 ) -> Result<ServerRecord> {
-    let servers = store.servers().await?;
-    let found = servers.into_iter().map(|s| s.record).find(|r| r.kind == ServerKind::Builtin);
-    let record = found.context("the database has no built-in server; restore a backup")?;
-    let mut wanted = ServerRecord { relay: config.builtin_relay.enabled, stun: stun.is_some(), ..record.clone() };
-    let addresses = stun.map(|stun| stun.addresses());
-    wanted.stun_ip = addresses.map(|at| at.ip);
-    wanted.stun_ip2 = addresses.and_then(|at| at.other_ip);
-    wanted.stun_port = addresses.map_or(record.stun_port, |at| at.ports[0]);
+    let record = builtin_record(store).await?;
+    let wanted = builtin_wanted(config, &record, stun);
     if wanted != record {
         store.update_server(&wanted).await?;
     }
     Ok(wanted)
+}
+
+/// The built-in server's record as it is.
+pub(crate) async fn builtin_record(store: &Store) -> Result<ServerRecord, StoreError> {
+    let found = store.servers().await?.into_iter().map(|s| s.record).find(|r| r.kind == ServerKind::Builtin);
+    found.ok_or_else(|| StoreError::Corrupt("it has no built-in server; restore a backup".into()))
+}
+
+fn builtin_wanted(config: &ControllerConfig, record: &ServerRecord, stun: Option<&StunShell>) -> ServerRecord {
+    let addresses = stun.map(|stun| stun.addresses());
+    ServerRecord {
+        relay: config.builtin_relay.enabled,
+        stun: stun.is_some(),
+        stun_ip: addresses.map(|at| at.ip),
+        stun_ip2: addresses.and_then(|at| at.other_ip),
+        stun_port: addresses.map_or(record.stun_port, |at| at.ports[0]),
+        ..record.clone()
+    }
 }
 
 /// A pre-auth key for the very first nodes, when nobody has joined and no key was ever made; `None` later.

@@ -53,6 +53,34 @@ pub fn own(dir: &Path, names: &BTreeSet<String>, now: SystemTime) -> Result<OwnC
     })
 }
 
+/// A CA as it is kept.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CaFiles {
+    /// PEM; public.
+    pub certificate: String,
+    /// Private key, PEM.
+    pub key: String,
+}
+
+/// The CA in `dir`, which is made at the first start.
+///
+/// # Errors
+/// As [`own`].
+pub fn ca(dir: &Path, now: SystemTime) -> Result<CaFiles> {
+    let ca = Ca::open(dir, now)?;
+    Ok(CaFiles { key: ca.key.serialize_pem(), certificate: ca.certificate })
+}
+
+/// Puts another CA in the place of the one in `dir`.
+///
+/// # Errors
+/// When `dir` cannot be written.
+pub fn replace_ca(dir: &Path, ca: &CaFiles) -> Result<()> {
+    files::write_public(dir.join("ca.pem"), ca.certificate.as_bytes())?;
+    files::write_private(dir.join("ca.key"), ca.key.as_bytes())?;
+    Ok(())
+}
+
 struct Ca {
     certificate: String,
     key: KeyPair,

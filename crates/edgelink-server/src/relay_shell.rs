@@ -152,6 +152,11 @@ impl RelayShell {
         }
     }
 
+    /// Sends everybody away at once; whoever comes again is served.
+    pub fn close_all(&self) {
+        self.conns.borrow().values().for_each(|handle| handle.close(true));
+    }
+
     /// A node's connection, from its upgrade to its end. `remote` is the client's address where no proxy hides it.
     pub async fn connection(self: Rc<Self>, ws: WebSocket, remote: Option<IpAddr>) {
         let connected = self.relay.borrow_mut().connect(remote, now(), &mut os_rng());

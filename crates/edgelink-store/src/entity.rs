@@ -234,3 +234,31 @@ table! {
         pruned: i64,
     }
 }
+
+table! {
+    /// One row: the active one of several controllers.
+    controller_lease "controller_lease" {
+        #[sea_orm(primary_key, auto_increment = false)]
+        id: i32,
+        /// Random, one per process; empty: nobody.
+        holder: String,
+        /// Where nodes reach it.
+        url: String,
+        /// Rises whenever the holder changes: who writes under an older one is refused.
+        epoch: i64,
+        /// Unix ms by the database's clock.
+        expires_at: i64,
+    }
+}
+
+table! {
+    /// A node that is connected to a relay.
+    node_server_connection "node_server_connections" {
+        #[sea_orm(primary_key, auto_increment = false)]
+        node_id: i32,
+        #[sea_orm(primary_key, auto_increment = false)]
+        server_id: i32,
+        connected_at: i64,
+        last_ping: Option<i64>,
+    }
+}

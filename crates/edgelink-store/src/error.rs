@@ -89,6 +89,12 @@ pub enum StoreError {
     /// A row holds something that no EdgeLink wrote.
     #[error("the database is damaged: {0}")]
     Corrupt(String),
+    /// It accepts connections, perhaps, and says nothing.
+    #[error("the database does not answer")]
+    Silent,
+    /// Another controller has become the active one: what the former one still wanted to write is not written.
+    #[error("another controller is the active one now; nothing was written")]
+    LeaseLost,
     /// Anything else that the database said.
     #[error("the database failed: {0}")]
     Database(DbErr),

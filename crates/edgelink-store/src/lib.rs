@@ -19,7 +19,9 @@ mod endpoints;
 mod enroll;
 mod entity;
 mod error;
+mod hot;
 mod latencies;
+mod lease;
 mod lists;
 mod location;
 mod mariadb;
@@ -40,6 +42,10 @@ mod settings;
 mod sqlite;
 mod store;
 mod updates;
+#[cfg(test)]
+mod upgrade_tests;
+#[cfg(test)]
+mod writers_tests;
 
 pub use admins::{AdminChange, AdminRecord, Credentials, Session};
 pub use audit::AuditFilter;
@@ -48,6 +54,7 @@ pub use changes::Changes;
 pub use check::{Check, Report};
 pub use error::StoreError;
 pub use latencies::LatencyRecord;
+pub use lease::{Holder, Lease};
 pub use lists::{AuthKeyFilter, NetworkFilter, NodeQuery, RouteDetails, RouteFilter, ServerFilter};
 pub use location::{Location, MariaDbUrl};
 pub use networks::{MAX_PREFIX_LEN, MIN_PREFIX_LEN, NetworkDetails, NewNetwork, parse_subnet};
@@ -57,6 +64,6 @@ pub use revocations::{DEFAULT_REVOCATION_LIFETIME, RevocationDetails};
 pub use routes::NewRoute;
 pub use sea_orm::DbErr;
 pub use servers::{NewServer, SERVER_FRESHNESS, ServerDetails};
-pub use settings::{AuditEntry, TOKEN_KEYS};
+pub use settings::{AuditEntry, SHARED_CA, TOKEN_KEYS};
 pub use store::{Actor, Counts, DEFAULT_MAX_PENDING, Store};
 pub use updates::{NetworkChange, RouteChange, ServerChange};

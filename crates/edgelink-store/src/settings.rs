@@ -36,6 +36,8 @@ const CONFIGURATION: &str = "config.";
 
 /// Where the controller keeps the keys that it made for its tokens.
 pub const TOKEN_KEYS: &str = "token_keys";
+/// Where controllers that share a database keep the CA that they all use: JSON with `certificate` and `key`, PEM.
+pub const SHARED_CA: &str = "shared_ca";
 
 impl Store {
     /// The value of `key`, if somebody set it.

@@ -2,6 +2,7 @@
 
 use crate::entity::{audit_log, change_counter, change_log, network, node, revocation, server};
 use crate::error::{StoreError, is_locked};
+use crate::lease;
 use crate::location::Location;
 use edgelink_model::records::ChangeId;
 use edgelink_model::{NetworkId, NodeId, ServerId, UnixMillis};
@@ -35,6 +36,8 @@ pub struct Store {
     clock: Clock,
     actor: Actor,
     max_pending: u64,
+    /// Under which lease this handle writes; see `Store::fenced`.
+    fence: Option<u64>,
 }
 
 /// On whose behalf rows are written; it goes into `audit_logs`.
@@ -92,6 +95,7 @@ impl Store {
             clock: Arc::new(system_clock),
             actor: Actor::system(),
             max_pending: DEFAULT_MAX_PENDING,
+            fence: None,
         }
     }
 
@@ -108,6 +112,10 @@ impl Store {
     /// The same database with another limit for nodes that wait for authorization, per network.
     pub fn with_max_pending(&self, max_pending: u64) -> Self {
         Self { max_pending, ..self.clone() }
+    }
+
+    pub(crate) fn with_fence(&self, epoch: u64) -> Self {
+        Self { fence: Some(epoch), ..self.clone() }
     }
 
     /// Where the database is.
@@ -167,11 +175,11 @@ impl Store {
                 Err(error) if self.location.is_shared() && is_locked(&error) => {
                     tracing::debug!(%error, "waiting for the database's lock");
                 }
-                other => return self.writer(other, guard),
+                other => return self.writer(other, guard).await,
             }
         }
         let last = self.lock().await;
-        self.writer(last, guard)
+        self.writer(last, guard).await
     }
 
     /// A transaction that holds the lock of all writers, and the newest change. SQLite's BEGIN IMMEDIATE is that lock;
@@ -186,7 +194,7 @@ impl Store {
         Ok((txn, row))
     }
 
-    fn writer(
+    async fn writer(
         &self,
         locked: Result<(DatabaseTransaction, Option<change_counter::Model>), DbErr>,
         guard: OwnedMutexGuard<()>,
@@ -194,6 +202,12 @@ impl Store {
         let (txn, row) = locked.map_err(|e| self.explain(e))?;
         let row = row.ok_or_else(|| StoreError::Corrupt("change_counter is empty".into()))?;
         let version = from_db(row.value)?;
+        // With the lock of all writers held, the lease cannot change any more before this transaction ends.
+        if let Some(epoch) = self.fence
+            && lease::epoch(&txn).await? != epoch
+        {
+            return Err(StoreError::LeaseLost);
+        }
         Ok(Writer { txn, version, logged: false, now: self.now(), actor: self.actor.clone(), _guard: guard })
     }
 

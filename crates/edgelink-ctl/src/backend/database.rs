@@ -11,7 +11,7 @@ use edgelink_model::records::{ServerKind, ServerRecord};
 use edgelink_model::{NetworkId, NodeId, ServerId};
 use edgelink_store::{
     AdminChange, AuditFilter, AuthKeyFilter, NetworkChange, NewAuthKey, NewNetwork, NewRoute, NewServer, NodeFilter,
-    Page, RouteChange, RouteFilter, Store, StoreError, parse_subnet,
+    Page, RouteChange, RouteFilter, SHARED_CA, Store, StoreError, parse_subnet,
 };
 use ipnet::IpNet;
 use rand_core::UnwrapErr;
@@ -280,14 +280,23 @@ impl Database {
     async fn introduce(&self, record: &ServerRecord, controller: Option<WsUrl>) -> Answer<rest::ServerToken> {
         let token = introduce::server_token(&self.store, record).await?;
         let controller = controller.or_else(|| self.public_url.clone());
-        let config = introduce::server_configuration(record, &token, controller, self.pin()?);
+        let config = introduce::server_configuration(record, &token, controller, self.pin().await?);
         Ok(rest::ServerToken { id: record.id.0, token, config })
     }
 
     /// What to pin when the controller has a certificate of its own making.
-    fn pin(&self) -> Answer<Option<String>> {
-        let Some(pem) = self.ca.as_ref().and_then(|ca| std::fs::read(ca).ok()) else { return Ok(None) };
-        let unusable = |error| CtlError::Damaged(format!("ca.pem beside the database: {error}"));
+    async fn pin(&self) -> Answer<Option<String>> {
+        let pem = match &self.ca {
+            Some(ca) => std::fs::read(ca).ok(),
+            // Controllers that share a database share the CA in it.
+            None => {
+                let kept = self.store.setting(SHARED_CA).await?;
+                let kept = kept.and_then(|json| serde_json::from_str::<serde_json::Value>(&json).ok());
+                kept.and_then(|ca| ca.get("certificate")?.as_str().map(|pem| pem.as_bytes().to_vec()))
+            }
+        };
+        let Some(pem) = pem else { return Ok(None) };
+        let unusable = |error| CtlError::Damaged(format!("the controller's CA: {error}"));
         Ok(Some(edgelink_net::tls::spki_pin(&pem).map_err(unusable)?.to_string()))
     }
 }

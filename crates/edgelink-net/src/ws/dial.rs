@@ -2,11 +2,12 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     fmt,
     future::Future,
     net::{IpAddr, SocketAddr},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -63,6 +64,36 @@ pub struct Dial {
     /// Refuse addresses that this says no to, after resolving: for URLs that came from the controller (DESIGN §9).
     /// Not asked when a proxy resolves the name.
     pub address_filter: Option<AddressFilter>,
+    /// What is remembered from one dialling to the next; clones share it.
+    pub standbys: Standbys,
+}
+
+/// Addresses at which a server answered that it is the wrong one at the moment (HTTP 503, as a controller does that stands
+/// by). Of a name's addresses these are tried last, the one that said so longest ago first.
+#[derive(Clone, Default)]
+pub struct Standbys(Arc<Mutex<BTreeMap<SocketAddr, u64>>>);
+
+impl Standbys {
+    /// More are not worth remembering.
+    const AT_MOST: usize = 64;
+
+    fn put_last(&self, addresses: &mut [SocketAddr]) {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        addresses.sort_by_key(|address| known.get(address).copied().unwrap_or(0));
+    }
+
+    fn remember(&self, address: SocketAddr) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = known.values().max().copied().unwrap_or(0);
+        if known.len() >= Self::AT_MOST && !known.contains_key(&address) {
+            known.clear();
+        }
+        known.insert(address, newest + 1);
+    }
+
+    fn forget(&self, address: SocketAddr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+    }
 }
 
 impl Dial {
@@ -80,6 +111,7 @@ impl Dial {
             connect_timeout: Duration::from_secs(10),
             allow_plain: false,
             address_filter: None,
+            standbys: Standbys::default(),
         }
     }
 }
@@ -101,9 +133,17 @@ pub async fn dial(dial: &Dial) -> Result<WebSocket, DialError> {
     let target = Target::parse(dial)?;
     let request = request(dial, &target)?;
     let open = async |step: &Cell<&'static str>| {
-        let conn = connect(dial, &target, step).await?;
+        let (conn, address) = connect(dial, &target, step).await?;
         step.set("the WebSocket upgrade");
-        upgrade(conn, request, &target.to_string(), &dial.subprotocol).await
+        let upgraded = upgrade(conn, request, &target.to_string(), &dial.subprotocol).await;
+        match (&upgraded, address) {
+            (Ok(_), Some(address)) => dial.standbys.forget(address),
+            (Err(DialError::Http { status, .. }), Some(address)) if *status == StatusCode::SERVICE_UNAVAILABLE => {
+                dial.standbys.remember(address);
+            }
+            _ => {}
+        }
+        upgraded
     };
     let upgraded = within(dial, &target, open).await?;
     Ok(WebSocket::client(Conn::from_upgraded(upgraded), dial.max_message))
@@ -128,7 +168,7 @@ pub async fn ask(
         headers.insert(name, value.clone());
     }
     let exchange = async |step: &Cell<&'static str>| {
-        let conn = connect(dial, &target, step).await?;
+        let (conn, _) = connect(dial, &target, step).await?;
         step.set("waiting for the answer");
         let http_error = |source| DialError::Exchange { target: target.to_string(), source };
         let (mut sender, connection) = http1::handshake(TokioIo::new(conn)).await.map_err(http_error)?;
@@ -156,29 +196,36 @@ async fn within<T>(
     }
 }
 
-/// Socket, proxy and TLS.
-async fn connect(dial: &Dial, target: &Target, step: &Cell<&'static str>) -> Result<Conn, DialError> {
+/// Socket, proxy and TLS; and the server's address, where no proxy hides it.
+async fn connect(
+    dial: &Dial,
+    target: &Target,
+    step: &Cell<&'static str>,
+) -> Result<(Conn, Option<SocketAddr>), DialError> {
     let proxy = dial.proxy.as_deref().map(Proxy::parse).transpose().map_err(|why| DialError::ProxyUrl { why })?;
-    let socket = match &proxy {
-        None => open_socket(&target.host, target.port, dial.address_filter.as_ref(), step).await?,
+    let (socket, address) = match &proxy {
+        None => {
+            let filter = dial.address_filter.as_ref();
+            open_socket(&target.host, target.port, filter, &dial.standbys, step).await?
+        }
         Some(proxy) => {
-            let mut socket = open_socket(&proxy.host, proxy.port, None, step)
+            let (mut socket, _) = open_socket(&proxy.host, proxy.port, None, &Standbys::default(), step)
                 .await
                 .map_err(|source| DialError::ProxyUnreachable { proxy: proxy.to_string(), source: source.into() })?;
             step.set("asking the proxy for a tunnel");
             let tunnel = proxy.tunnel(&mut socket, &target.host, target.port).await;
             tunnel.map_err(|error| tunnel_error(error, proxy, &target.to_string()))?;
-            socket
+            (socket, None)
         }
     };
-    let Some(name) = &target.tls_name else { return Ok(Conn::plain(socket)) };
+    let Some(name) = &target.tls_name else { return Ok((Conn::plain(socket), address)) };
     step.set("the TLS handshake");
     // Our caller bounds what is unsent (`WebSocket::poll_ready`), and rustls's own limit of 64 KiB would cut a
     // large message into that many writes.
     TlsConnector::from(Arc::clone(&dial.tls))
         .connect_with(name.clone(), socket, |tls| tls.set_buffer_limit(None))
         .await
-        .map(Conn::tls_client)
+        .map(|tls| (Conn::tls_client(tls), address))
         .map_err(|error| tls_error(error, &target.to_string(), name))
 }
 
@@ -243,8 +290,9 @@ async fn open_socket(
     host: &str,
     port: u16,
     filter: Option<&AddressFilter>,
+    standbys: &Standbys,
     step: &Cell<&'static str>,
-) -> Result<Socket, DialError> {
+) -> Result<(Socket, Option<SocketAddr>), DialError> {
     let host = unbracketed(host);
     let resolved = tokio::net::lookup_host((host, port)).await;
     let mut addresses: Vec<SocketAddr> =
@@ -259,9 +307,12 @@ async fn open_socket(
     if addresses.is_empty() {
         return Err(DialError::NoAddress { host: host.to_owned() });
     }
+    standbys.put_last(&mut addresses);
     step.set("connecting");
     let stream = tcp::connect(&addresses).await;
-    stream.map(socket).map_err(|source| DialError::Connect { target: format!("{host}:{port}"), source })
+    let stream = stream.map_err(|source| DialError::Connect { target: format!("{host}:{port}"), source })?;
+    let address = stream.peer_addr().ok();
+    Ok((socket(stream), address))
 }
 
 fn request(dial: &Dial, target: &Target) -> Result<Request<Empty<Bytes>>, DialError> {
@@ -383,4 +434,34 @@ fn refusal(head: &Response<()>, text: &[u8], target: &str) -> DialError {
 fn printable(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_stand_by_are_tried_last_and_come_back() {
+        let [a, b, c] = [1, 2, 3].map(|n| SocketAddr::from(([192, 0, 2, n], 443)));
+        let standbys = Standbys::default();
+        let order = |standbys: &Standbys| {
+            let mut addresses = vec![a, b, c];
+            standbys.put_last(&mut addresses);
+            addresses
+        };
+        assert_eq!(order(&standbys), [a, b, c], "the resolver's order");
+        standbys.remember(a);
+        assert_eq!(order(&standbys), [b, c, a]);
+        standbys.remember(b);
+        standbys.remember(c);
+        assert_eq!(order(&standbys), [a, b, c], "all stand by: the one that said so longest ago");
+        standbys.remember(a);
+        assert_eq!(order(&standbys.clone()), [b, c, a]);
+        standbys.forget(a);
+        assert_eq!(order(&standbys), [a, b, c]);
+        for n in 0..1000 {
+            standbys.remember(SocketAddr::from(([192, 0, 2, 9], n)));
+        }
+        assert!(standbys.0.lock().unwrap().len() <= Standbys::AT_MOST);
+    }
 }

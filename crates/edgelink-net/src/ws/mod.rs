@@ -19,7 +19,7 @@ use futures_util::{Sink, Stream};
 use tokio::io::AsyncReadExt;
 use tokio_websockets::{ClientBuilder, CloseCode, Config, Error, Limits, Message, ServerBuilder, WebSocketStream};
 
-pub use dial::{AddressFilter, Dial, ask, dial};
+pub use dial::{AddressFilter, Dial, Standbys, ask, dial};
 pub use dial_error::DialError;
 pub use split::{Receiver, Sender};
 pub use upgrade::{Refused, UpgradeError, accept, accept_after, upgrade_response};

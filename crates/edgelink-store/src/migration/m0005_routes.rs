@@ -29,6 +29,10 @@ impl MigrationTrait for Migration {
             // It came with an auth key that approves its routes.
             ("nodes", "approve_routes", false),
         ] {
+            // MariaDB may have been cut off after any of them.
+            if schema.has_column(table, column).await? {
+                continue;
+            }
             let column = ColumnDef::new(column).boolean().not_null().default(default).take();
             // One column at a time: SQLite knows no other way.
             schema.alter_table(Table::alter().table(table).add_column(column).take()).await?;

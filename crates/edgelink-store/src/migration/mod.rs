@@ -1,6 +1,10 @@
 //! The schema's history. A migration that was released is never edited; a new one is appended.
+//!
+//! MariaDB cannot undo DDL: a migration may be cut off after any statement and is then run again from its beginning, so all but
+//! the first must be repeatable (`if_not_exists`, `has_column`). `upgrade_tests` does that to each.
 
 mod m0001_initial;
+mod m0003_lease;
 mod m0005_routes;
 
 use sea_orm_migration::{MigrationTrait, MigratorTraitSelf};
@@ -12,8 +16,15 @@ pub(crate) struct Migrator {
 
 impl Migrator {
     /// This build's.
-    pub(crate) const CURRENT: Self =
-        Self { make: || vec![Box::new(m0001_initial::Migration), Box::new(m0005_routes::Migration)] };
+    pub(crate) const CURRENT: Self = Self {
+        make: || {
+            vec![
+                Box::new(m0001_initial::Migration),
+                Box::new(m0003_lease::Migration),
+                Box::new(m0005_routes::Migration),
+            ]
+        },
+    };
 
     /// Another history, for the tests of upgrades.
     #[cfg(test)]
