@@ -125,7 +125,7 @@ impl RelayShell {
     }
 
     /// Lets the relay end without a loss: nodes and other relays are told, have time to move, and the connections are
-    /// closed once data has ceased for a moment, or after [`DRAIN_AT_MOST`].
+    /// closed once data has ceased for a moment, or after `DRAIN_AT_MOST`.
     pub async fn drain(self: &Rc<Self>) {
         let useful = self.relay.borrow_mut().drain(now());
         self.pump();

@@ -169,7 +169,7 @@ pub struct Report {
     pub pairs: (usize, usize),
     /// Frames seen on the wires.
     pub frames: u64,
-    /// See [`World::fingerprint`].
+    /// See [`crate::world::World::fingerprint`].
     pub fingerprint: u64,
 }
 
