@@ -54,6 +54,8 @@ pub(crate) struct Hub {
     settings: Notify,
     /// The database failed at the last attempt.
     database_away: Cell<bool>,
+    /// The database is being closed: nothing is read from it any more.
+    ended: Cell<bool>,
     role: RefCell<Role>,
     /// Told when this controller becomes the active one.
     activated: Notify,
@@ -90,6 +92,7 @@ impl Hub {
             tail: Mutex::new(()),
             settings: Notify::new(),
             database_away: Cell::new(false),
+            ended: Cell::new(false),
             role: RefCell::new(role),
             activated: Notify::new(),
         })
@@ -353,6 +356,9 @@ impl Hub {
     /// Applies what any process has committed since the last look.
     async fn follow(self: &Rc<Self>) {
         let outcome = self.try_follow().await;
+        if self.ended.get() {
+            return;
+        }
         match outcome {
             Ok(()) if self.database_away.replace(false) => tracing::info!("the database answers again"),
             Ok(()) => {}
@@ -461,6 +467,11 @@ impl Hub {
             }
             self.write_presence().await;
         }
+    }
+
+    /// The database is closed next: what still looks at it then has nothing to report.
+    pub(crate) fn end(&self) {
+        self.ended.set(true);
     }
 
     /// Writes what has been gathered; called at the end too.

@@ -325,6 +325,7 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
     .await;
     tracing::info!("ending");
     hub.write_presence().await;
+    hub.end();
     state.store.close().await?;
     Ok(())
 }

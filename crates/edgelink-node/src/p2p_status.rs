@@ -75,7 +75,8 @@ impl Node {
             PunchState::Waiting(at) => {
                 format!("next try in {} s", at.saturating_duration_since(now.mono).as_secs())
             }
-            PunchState::Idle | PunchState::Done => return None,
+            PunchState::Done => return Some("a direct path was found and has yet to prove itself".to_owned()),
+            PunchState::Idle => return None,
         };
         let symmetric = |mapping| matches!(mapping, Behaviour::AddressDependent | Behaviour::AddressAndPortDependent);
         let (ours, theirs) = (symmetric(self.nat_behaviour().0), symmetric(peer.nat.0));

@@ -29,7 +29,9 @@ fn all_sixteen_pairs_of_nats_behave_as_the_specification_has_it() {
             "✅" => assert!(cell.time.is_some(), "{names:?}: {}", cell.reason),
             // Guessing takes up to a minute and succeeds nine times of ten: the simulator and the bench measure that.
             "⚠️" => {
-                assert!(cell.time.is_some() || cell.reason.contains("symmetric NAT"), "{names:?}: {}", cell.reason)
+                let why = ["symmetric NAT", "a direct path was found"];
+                let told = why.iter().any(|words| cell.reason.contains(words));
+                assert!(cell.time.is_some() || told, "{names:?}: {}", cell.reason)
             }
             _ => assert!(
                 cell.time.is_none() && cell.reason.contains("symmetric NAT on both sides"),
