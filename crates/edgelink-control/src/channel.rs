@@ -450,7 +450,7 @@ impl Control {
             }
             self.events.push_back(Event::Store(StoreOp::Seen { node, online: true }));
             self.mark_presence(node, now);
-            self.send_config(id);
+            self.send_config(id, now);
             self.locations.forget_report(node);
             self.locations_changed(now);
             self.paths.retell(node);
@@ -468,7 +468,7 @@ impl Control {
         tracing::debug!(node = %ready.node, error = printable(&ack.error), "a node could not apply its configuration");
         if ready.last_resend.is_none_or(|at| now.mono.saturating_duration_since(at) >= RESEND_INTERVAL) {
             ready.last_resend = Some(now.mono);
-            self.send_config(id);
+            self.resend_config(id, now);
         }
     }
 

@@ -1,4 +1,7 @@
 //! Who must be told of a change: dirty sets per network, coalesced for 50 ms, encoded once (DESIGN §4).
+//!
+//! A network's full CONFIG is encoded once and kept, with the updates that were sent since: together they are what a new
+//! node must know, so a crowd that joins does not have it encoded anew for each of them.
 
 use crate::connections::Conn;
 use crate::messages::{self, Dirty};
@@ -13,12 +16,40 @@ use std::time::Duration;
 /// How long changes are gathered before they are sent.
 pub(crate) const COALESCE: Duration = Duration::from_millis(50);
 
+/// While changes follow each other a network is told at most so often: each telling costs the controller some
+/// microseconds per connection, and a crowd that joins a large network would keep it busy with nothing else.
+const PACE_PER_CONNECTION: Duration = Duration::from_micros(250);
+const PACE_AT_MOST: Duration = Duration::from_millis(250);
+
+/// A CONFIG as it was encoded, and the updates that lead from it to `version`.
+pub(crate) struct Cached {
+    config: Bytes,
+    updates: Vec<Bytes>,
+    updates_len: usize,
+    version: ChangeId,
+}
+
+impl Cached {
+    /// Takes an update along; `false` when it is time to encode the whole again.
+    fn extend(&mut self, from: ChangeId, version: ChangeId, update: &Bytes) -> bool {
+        self.updates_len += update.len();
+        if self.version != from || self.updates_len > self.config.len().max(4096) / 2 {
+            return false;
+        }
+        self.version = version;
+        self.updates.push(update.clone());
+        true
+    }
+}
+
 impl Control {
-    /// Notes a change of `network`, to be sent within [`COALESCE`].
+    /// Notes a change of `network`, to be sent within [`COALESCE`], later only if it was told of others just now.
     pub(crate) fn mark(&mut self, network: NetworkId, now: Now, change: impl FnOnce(&mut Dirty)) {
-        change(self.dirty.entry(network).or_default());
-        self.cached.remove(&network);
-        self.flush_at.get_or_insert(now.mono + COALESCE);
+        let dirty = self.dirty.entry(network).or_default();
+        change(dirty);
+        let paced = self.paced.get(&network).copied();
+        let due = *dirty.due.get_or_insert_with(|| paced.unwrap_or(now.mono).max(now.mono + COALESCE));
+        self.flush_at = Some(self.flush_at.map_or(due, |at| at.min(due)));
     }
 
     /// Notes that a node came or went; the configuration version stays.
@@ -45,60 +76,90 @@ impl Control {
         self.events.push_back(Event::Revoked(record));
     }
 
+    /// Sends what was gathered and is due.
+    pub(crate) fn flush(&mut self, now: Now) {
+        let is_due = |dirty: &Dirty| dirty.due.is_none_or(|due| due <= now.mono);
+        let due: Vec<NetworkId> = self.dirty.iter().filter(|(_, dirty)| is_due(dirty)).map(|(id, _)| *id).collect();
+        due.into_iter().for_each(|network| self.flush_network(network, now));
+        self.flush_at = self.dirty.values().filter_map(|dirty| dirty.due).min();
+    }
+
     /// Sends what was gathered: a delta to nodes that hold the version before it, a full CONFIG to those behind.
-    pub(crate) fn flush(&mut self) {
-        self.flush_at = None;
-        for (network, dirty) in std::mem::take(&mut self.dirty) {
-            let Some(from) = self.registry.take_flushed(network) else { continue };
-            let settings = &self.config.settings;
-            let Some(update) =
-                messages::update(&self.registry, &self.presence, &self.dead_routes, settings, network, from, &dirty)
-            else {
-                continue;
-            };
-            let version = update.version;
-            // Who got a full CONFIG while changes were gathered holds the version already, but may lack a presence
-            // that changed after it; the delta is idempotent, so it serves them too.
-            let catch_up = proto::ConfigUpdate { from_version: version, ..update.clone() };
-            let flags = if version == from { Flags::default() } else { Flags::ACK_REQUESTED };
-            let Some(delta) = encode(ControlMessage::ConfigUpdate(update), flags) else { continue };
-            let Some(catch_up) = encode(ControlMessage::ConfigUpdate(catch_up), Flags::default()) else { continue };
-            for conn in self.conns.of_network(network) {
-                let Some(sent) = self.sent_version(conn) else { continue };
-                let message = match sent {
-                    sent if sent == from => delta.clone(),
-                    sent if sent == version => catch_up.clone(),
-                    _ => {
-                        self.send_config(conn);
-                        continue;
-                    }
-                };
-                self.stats.updates_sent += 1;
-                self.events.push_back(Event::Send { conn, message });
-                self.set_sent_version(conn, version);
+    fn flush_network(&mut self, network: NetworkId, now: Now) {
+        let Some(dirty) = self.dirty.remove(&network) else { return };
+        let Some(from) = self.registry.take_flushed(network) else {
+            self.cached.remove(&network);
+            self.paced.remove(&network);
+            return;
+        };
+        let settings = &self.config.settings;
+        let Some(update) =
+            messages::update(&self.registry, &self.presence, &self.dead_routes, settings, network, from, &dirty)
+        else {
+            return;
+        };
+        let version = update.version;
+        self.stats.peers_encoded += update.peers.len() as u64;
+        let flags = if version == from { Flags::default() } else { Flags::ACK_REQUESTED };
+        let Some(delta) = encode(ControlMessage::ConfigUpdate(update), flags) else {
+            self.cached.remove(&network);
+            return;
+        };
+        if self.cached.get_mut(&network).is_some_and(|cached| !cached.extend(from, version, &delta)) {
+            self.cached.remove(&network);
+        }
+        let conns = self.conns.of_network(network);
+        let pace = PACE_PER_CONNECTION.saturating_mul(u32::try_from(conns.len()).unwrap_or(u32::MAX)).min(PACE_AT_MOST);
+        self.paced.insert(network, now.mono + pace);
+        for conn in conns {
+            match self.sent_version(conn) {
+                // It has not announced a key yet.
+                None => {}
+                Some(sent) if sent == from => {
+                    self.stats.updates_sent += 1;
+                    self.events.push_back(Event::Send { conn, message: delta.clone() });
+                    self.set_sent_version(conn, version);
+                }
+                Some(_) => self.send_config(conn, now),
             }
         }
     }
 
-    /// Sends the full configuration of the connection's network.
-    pub(crate) fn send_config(&mut self, conn: ConnId) {
+    /// Sends the full configuration of the connection's network, as of the last flush: what is being gathered follows.
+    pub(crate) fn send_config(&mut self, conn: ConnId, now: Now) {
         let Some(network) = self.conns.get(conn).and_then(Conn::network) else { return };
-        let Some(version) = self.registry.networks.get(&network).map(|n| n.version) else { return };
-        let message = match self.cached.get(&network) {
-            Some(message) => message.clone(),
-            None => {
-                let config =
-                    messages::config(&self.registry, &self.presence, &self.dead_routes, &self.config.settings, network);
-                let Some(message) = config.and_then(|c| encode(ControlMessage::Config(c), Flags::ACK_REQUESTED)) else {
-                    return;
-                };
-                self.cached.insert(network, message.clone());
-                message
-            }
-        };
+        if !self.cached.contains_key(&network) {
+            // What was gathered is part of it, so the others are told now: all stand at the same version.
+            self.flush_network(network, now);
+            self.registry.take_flushed(network);
+            let Some(cached) = self.encode_config(network) else { return };
+            self.cached.insert(network, cached);
+        }
+        let Some(Cached { config, updates, version, .. }) = self.cached.get(&network) else { return };
+        let version = *version;
         self.stats.configs_sent += 1;
-        self.events.push_back(Event::Send { conn, message });
+        self.events.push_back(Event::Send { conn, message: config.clone() });
+        self.events.extend(updates.iter().map(|update| Event::Send { conn, message: update.clone() }));
         self.set_sent_version(conn, version);
+    }
+
+    /// Sends the full configuration to a node that could not apply what it got: encoded as a whole, for the same updates
+    /// would not fit again.
+    pub(crate) fn resend_config(&mut self, conn: ConnId, now: Now) {
+        let Some(network) = self.conns.get(conn).and_then(Conn::network) else { return };
+        if self.cached.get(&network).is_some_and(|cached| !cached.updates.is_empty()) {
+            self.cached.remove(&network);
+        }
+        self.send_config(conn, now);
+    }
+
+    fn encode_config(&mut self, network: NetworkId) -> Option<Cached> {
+        let config =
+            messages::config(&self.registry, &self.presence, &self.dead_routes, &self.config.settings, network)?;
+        let version = config.version;
+        self.stats.peers_encoded += config.peers.len() as u64;
+        let config = encode(ControlMessage::Config(config), Flags::ACK_REQUESTED)?;
+        Some(Cached { config, updates: Vec::new(), updates_len: 0, version })
     }
 
     pub(crate) fn send_identity(&mut self, node: NodeId) {

@@ -196,6 +196,8 @@ pub struct Stats {
     pub servers_online: u64,
     /// Messages with best paths sent to nodes.
     pub path_updates: u64,
+    /// Entries of nodes encoded in configurations and updates: what changes cost, however many nodes are told.
+    pub peers_encoded: u64,
 }
 
 /// Which nodes are connected.
@@ -233,8 +235,10 @@ pub struct Control {
     /// Per network: what changed since the last flush.
     dirty: BTreeMap<NetworkId, Dirty>,
     flush_at: Option<Instant>,
-    /// Encoded full CONFIG per network, valid until something in it changes.
-    cached: HashMap<NetworkId, bytes::Bytes>,
+    /// Encoded full CONFIG per network with what was sent since.
+    cached: HashMap<NetworkId, fanout::Cached>,
+    /// Before this a network that has just been told something is not told more.
+    paced: HashMap<NetworkId, Instant>,
     /// Revoked by the changes that are being applied; connections end when they are all known.
     revoked: Vec<RevocationTarget>,
     events: VecDeque<Event>,
@@ -261,6 +265,7 @@ impl Control {
             dirty: BTreeMap::new(),
             flush_at: None,
             cached: HashMap::new(),
+            paced: HashMap::new(),
             revoked: Vec::new(),
             events: VecDeque::new(),
             stats: Stats::default(),
@@ -332,6 +337,11 @@ impl Control {
     ) {
         self.registry.advance(version);
         for (id, change) in changes {
+            if let Change::NetworkDeleted(network) = &change {
+                // Another may get its id.
+                self.cached.remove(network);
+                self.paced.remove(network);
+            }
             for effect in self.registry.apply(id, change) {
                 self.react(effect, now, rng);
             }
@@ -376,7 +386,7 @@ impl Control {
         // Tokens before the relays that they are for.
         self.expire_connections(now, rng);
         if self.flush_at.is_some_and(|at| at <= now.mono) {
-            self.flush();
+            self.flush(now);
         }
         self.servers_due(now, rng);
         self.paths_due(now);

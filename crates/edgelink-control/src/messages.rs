@@ -9,10 +9,13 @@ use edgelink_wire::control::proto;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Instant;
 
 /// What of a network changed since the last flush.
 #[derive(Debug, Default)]
 pub(crate) struct Dirty {
+    /// When it is sent.
+    pub(crate) due: Option<Instant>,
     pub(crate) peers: BTreeSet<NodeId>,
     pub(crate) presence: BTreeSet<NodeId>,
     pub(crate) network: bool,

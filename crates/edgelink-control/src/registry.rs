@@ -10,7 +10,7 @@ use edgelink_model::records::{
 };
 use edgelink_model::{NetworkId, NodeId, ServerId};
 use ipnet::IpNet;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A network with its configuration version.
 #[derive(Debug)]
@@ -34,7 +34,9 @@ pub(crate) struct Registry {
     revoked: Revocations,
     /// When the first of them may be forgotten, Unix seconds.
     revocations_expire: Option<u64>,
-    by_machine: BTreeMap<[u8; 32], NodeId>,
+    by_machine: HashMap<[u8; 32], NodeId>,
+    /// Nodes of each network, whether they are members or wait.
+    by_network: HashMap<NetworkId, BTreeSet<NodeId>>,
     /// Newest change applied.
     version: ChangeId,
 }
@@ -68,6 +70,7 @@ impl Registry {
         }
         for node in snapshot.nodes {
             this.by_machine.insert(node.machine_key_pub, node.id);
+            this.by_network.entry(node.network_id).or_default().insert(node.id);
             this.nodes.insert(node.id, node);
         }
         for route in snapshot.routes {
@@ -89,7 +92,8 @@ impl Registry {
 
     /// Authorized members of a network that have an address: what its nodes see as peers.
     pub(crate) fn members(&self, network: NetworkId) -> impl Iterator<Item = &NodeRecord> {
-        self.nodes.values().filter(move |n| n.network_id == network && is_member(n))
+        let nodes = self.by_network.get(&network).into_iter().flatten();
+        nodes.filter_map(|id| self.nodes.get(id)).filter(|node| is_member(node))
     }
 
     /// The overlay subnets of a network.
@@ -234,7 +238,13 @@ impl Registry {
         {
             self.by_machine.remove(&old.machine_key_pub);
         }
+        if let Some(old) = &old
+            && old.network_id != record.network_id
+        {
+            self.leave_network(old.network_id, id);
+        }
         self.by_machine.insert(record.machine_key_pub, id);
+        self.by_network.entry(record.network_id).or_default().insert(id);
 
         let mut effects = Vec::new();
         let (was, is) = (old.as_ref().is_some_and(is_member), is_member(&record));
@@ -262,6 +272,7 @@ impl Registry {
     fn remove_node(&mut self, id: NodeId) -> Vec<Effect> {
         let Some(old) = self.nodes.remove(&id) else { return Vec::new() };
         self.by_machine.remove(&old.machine_key_pub);
+        self.leave_network(old.network_id, id);
         let had_routes = self.routes.remove(&id).is_some_and(|r| r.iter().any(|r| r.enabled));
         let mut effects = vec![Effect::Expelled(id, true)];
         if is_member(&old) {
@@ -271,6 +282,15 @@ impl Registry {
             }
         }
         effects
+    }
+
+    fn leave_network(&mut self, network: NetworkId, node: NodeId) {
+        if let Some(nodes) = self.by_network.get_mut(&network) {
+            nodes.remove(&node);
+            if nodes.is_empty() {
+                self.by_network.remove(&network);
+            }
+        }
     }
 
     fn apply_routes(&mut self, node: NodeId, routes: Vec<RouteRecord>) -> Vec<Effect> {

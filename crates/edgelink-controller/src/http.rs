@@ -143,6 +143,7 @@ impl Front {
         metric("path_updates_total", "counter", "Messages with best paths sent to nodes.", control.path_updates);
         metric("configs_sent_total", "counter", "Full configurations sent.", control.configs_sent);
         metric("config_updates_sent_total", "counter", "Configuration updates sent.", control.updates_sent);
+        metric("config_peers_encoded_total", "counter", "Nodes encoded in configurations.", control.peers_encoded);
         metric("auth_failures_total", "counter", "Authentications that failed.", control.auth_failures);
         metric("bad_messages_total", "counter", "Malformed or unexpected control messages.", control.bad_messages);
         metric("config_errors_total", "counter", "Configurations that a node could not apply.", control.config_errors);

@@ -4,10 +4,11 @@ use crate::convert;
 use crate::entity::{change_counter, change_log, network, node, node_route, revocation, server};
 use crate::error::StoreError;
 use crate::store::{Store, Subject, counter, from_db, id_to_db, to_db};
-use edgelink_model::records::{Change, ChangeId, Snapshot};
+use edgelink_model::NodeId;
+use edgelink_model::records::{Change, ChangeId, NodeRecord, Snapshot};
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// What happened after a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +75,13 @@ impl Store {
             }
         }
         let mut changes = Vec::with_capacity(newest.len());
+        // Nodes change most, and many at once when they join.
+        let mut nodes = read_nodes(&txn, newest.keys()).await?;
         for (subject, id) in newest {
+            if let Subject::Node(node) = subject {
+                changes.push((id, nodes.remove(&node).map_or(Change::NodeDeleted(node), Change::Node)));
+                continue;
+            }
             if let Some(change) = read_again(&txn, subject).await? {
                 changes.push((id, change));
             }
@@ -104,6 +111,28 @@ impl Store {
         writer.commit().await?;
         Ok(gone)
     }
+}
+
+/// The nodes among `subjects` that exist.
+async fn read_nodes(
+    db: &impl ConnectionTrait,
+    subjects: impl Iterator<Item = &Subject>,
+) -> Result<HashMap<NodeId, NodeRecord>, StoreError> {
+    /// Far below the number of parameters that any database takes.
+    const AT_ONCE: usize = 500;
+    let of_node = |subject: &Subject| match subject {
+        Subject::Node(id) => Some(id_to_db(id.0)),
+        _ => None,
+    };
+    let ids = subjects.filter_map(of_node).collect::<Result<Vec<_>, _>>()?;
+    let mut found = HashMap::with_capacity(ids.len());
+    for ids in ids.chunks(AT_ONCE) {
+        for row in node::Entity::find().filter(node::Column::Id.is_in(ids.iter().copied())).all(db).await? {
+            let record = convert::node(row)?;
+            found.insert(record.id, record);
+        }
+    }
+    Ok(found)
 }
 
 fn rank(change: &Change) -> u8 {

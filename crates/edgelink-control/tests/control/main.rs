@@ -1,6 +1,7 @@
 //! The controller's core as its shell sees it: messages in, the exact list of events out.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::large_enum_variant, reason = "a test fails by panicking")]
 
+mod fanout;
 mod isolation;
 mod reconfigure;
 mod tokens;

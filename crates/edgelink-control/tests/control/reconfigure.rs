@@ -2,7 +2,7 @@
 
 use crate::world::*;
 use edgelink_control::{ControlConfig, NodeSettings, StoreOp};
-use edgelink_model::NodeId;
+use edgelink_model::{NetworkId, NodeId};
 use edgelink_wire::control::{ControlMessage, proto};
 use std::time::Duration;
 
@@ -60,12 +60,19 @@ fn new_lifetimes_bring_new_tokens_at_once_and_new_settings_are_told() {
         assert_eq!((settings.node_key_rotate_secs, settings.keepalive_secs), (3600, 15));
         assert_eq!((update.from_version, update.version, update.tokens), (10, 10, None));
     }
-    // Who comes later gets them with its CONFIG.
+    // Who comes later gets them with its CONFIG, or with the updates that follow it at once.
     let now = world.now();
     world.control.disconnect(conn_b, now);
     world.events();
-    let (_, config) = world.join(&b, NodeId(2), 6);
-    assert_eq!(config.settings.unwrap().node_key_rotate_secs, 3600);
+    let conn_b = world.connect();
+    world.authenticate(conn_b, &b);
+    world.send(conn_b, &b.announce_in(NetworkId(1), NodeId(2), 6, START_MS / 1000));
+    let mut told = world.events().into_iter().filter_map(|event| match event {
+        Seen::Sent(to, ControlMessage::Config(config)) if to == conn_b => config.settings,
+        Seen::Sent(to, ControlMessage::ConfigUpdate(update)) if to == conn_b => update.settings,
+        _ => None,
+    });
+    assert_eq!(told.next_back().unwrap().node_key_rotate_secs, 3600);
 }
 
 #[test]

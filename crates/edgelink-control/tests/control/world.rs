@@ -62,7 +62,10 @@ impl World {
         };
         let snapshot = Snapshot {
             version: 10,
-            networks: vec![network(1, "default"), network(2, "other")],
+            networks: [network(1, "default"), network(2, "other")]
+                .into_iter()
+                .chain((3..=20).map(|id| network(id, &format!("network-{id}"))))
+                .collect(),
             nodes: nodes.clone(),
             servers: vec![relay],
             ..Snapshot::default()
@@ -193,6 +196,13 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(seed: u8) -> Self {
         Self { machine: MachineKey::from_seed([seed; 32]), auth_key: String::new() }
+    }
+
+    /// One of more than 255.
+    pub(crate) fn numbered(number: u32) -> Self {
+        let mut seed = [9; 32];
+        seed[..4].copy_from_slice(&number.to_be_bytes());
+        Self { machine: MachineKey::from_seed(seed), auth_key: String::new() }
     }
 
     pub(crate) fn record(&self, id: u32, authorized: bool) -> NodeRecord {
