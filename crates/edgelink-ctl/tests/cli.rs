@@ -8,15 +8,42 @@
 
 use edgelink_model::records::{EnrollRequest, HostInfo};
 use edgelink_model::{NodeId, UnixMillis};
-use edgelink_store::{NodeTouch, Store};
+use edgelink_store::{MariaDbUrl, NodeTouch, Store};
+use edgelink_test_mariadb::Database;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// The kind of database.
+#[derive(Clone, Copy)]
+enum Db {
+    Sqlite,
+    MariaDb,
+}
+
+/// Makes two tests of a `fn(Db)`.
+macro_rules! on_both {
+    ($name:ident) => {
+        mod $name {
+            #[test]
+            fn sqlite() {
+                super::$name(super::Db::Sqlite);
+            }
+
+            #[test]
+            fn mariadb() {
+                super::$name(super::Db::MariaDb);
+            }
+        }
+    };
+}
+
 struct Place {
     dir: tempfile::TempDir,
+    /// SQLite's file.
     db: PathBuf,
+    mariadb: Option<Database>,
 }
 
 struct Run {
@@ -39,15 +66,19 @@ impl Run {
 
 impl Place {
     /// A directory without a database.
-    fn empty() -> Self {
+    fn empty(db: Db) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let db = dir.path().join("x.db");
-        Self { dir, db }
+        let mariadb = matches!(db, Db::MariaDb).then(Database::new);
+        if let Some(mariadb) = &mariadb {
+            let config = json!({ "database": { "type": "mariadb", "url": mariadb.url() } });
+            fs::write(dir.path().join("controller.json"), config.to_string()).unwrap();
+        }
+        Self { db: dir.path().join("x.db"), dir, mariadb }
     }
 
     /// A directory with a database in which `machines` have knocked.
-    fn with_nodes(machines: u8) -> Self {
-        let place = Self::empty();
+    fn with_nodes(db: Db, machines: u8) -> Self {
+        let place = Self::empty(db);
         place.store(async |store| {
             for machine in 1..=machines {
                 store.enroll(knock(machine)).await.unwrap();
@@ -59,19 +90,26 @@ impl Place {
     fn store<T>(&self, work: impl AsyncFnOnce(Store) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let store = Store::open(&self.db, true).await.unwrap();
+            let store = match &self.mariadb {
+                None => Store::open(&self.db, true).await.unwrap(),
+                Some(mariadb) => {
+                    let url = MariaDbUrl::parse(&mariadb.url()).unwrap();
+                    Store::open_mariadb(&url, Some(self.dir.path())).await.unwrap()
+                }
+            };
             let result = work(store.clone()).await;
             store.close().await.unwrap();
             result
         })
     }
 
-    /// `--db` is given.
+    /// The database is given, by `--db` or `--config`.
     fn ctl(&self, args: &str) -> Run {
-        self.bare(
-            &[&["--db", self.db.to_str().unwrap()], &args.split_whitespace().collect::<Vec<_>>()[..]].concat(),
-            &[],
-        )
+        let given = match &self.mariadb {
+            None => ["--db", self.db.to_str().unwrap()],
+            Some(_) => ["--config", "controller.json"],
+        };
+        self.bare(&[&given, &args.split_whitespace().collect::<Vec<_>>()[..]].concat(), &[])
     }
 
     /// Nothing is given.
@@ -125,9 +163,10 @@ fn take_time(object: &mut Value, key: &str) -> String {
     time
 }
 
-#[test]
-fn networks() {
-    let place = Place::with_nodes(1);
+on_both!(networks);
+
+fn networks(db: Db) {
+    let place = Place::with_nodes(db, 1);
     place.ctl("network create --name main --subnet 10.100.0.0/16").is(
         0,
         "",
@@ -167,9 +206,10 @@ fn networks() {
     );
 }
 
-#[test]
-fn bad_networks_are_refused_with_what_would_do() {
-    let place = Place::with_nodes(0);
+on_both!(bad_networks_are_refused_with_what_would_do);
+
+fn bad_networks_are_refused_with_what_would_do(db: Db) {
+    let place = Place::with_nodes(db, 0);
     for (args, code, message) in [
         ("--name a --subnet 10.0.0.1/16", 2, "the subnet 10.0.0.1/16 has host bits set; did you mean 10.0.0.0/16?"),
         ("--name a --subnet 10.0.0.0/31", 2, "is too small: it holds no two nodes; use a length of at most 30"),
@@ -186,9 +226,10 @@ fn bad_networks_are_refused_with_what_would_do() {
     assert_eq!(place.ctl("network list --json").json().as_array().unwrap().len(), 1);
 }
 
-#[test]
-fn nodes() {
-    let place = Place::with_nodes(2);
+on_both!(nodes);
+
+fn nodes(db: Db) {
+    let place = Place::with_nodes(db, 2);
     let seen = "2023-11-14T22:13:20.500Z";
     place.ctl("node list").is(
         0,
@@ -238,9 +279,10 @@ fn nodes() {
     place.ctl("node authorize nobody").is(1, "", "edgelink-ctl: there is no node nobody\n");
 }
 
-#[test]
-fn node_list_filters() {
-    let place = Place::with_nodes(2);
+on_both!(node_list_filters);
+
+fn node_list_filters(db: Db) {
+    let place = Place::with_nodes(db, 2);
     place.store(async |store| {
         store.touch_nodes(&[NodeTouch { id: NodeId(2), online: true, last_seen: now() }]).await.unwrap();
     });
@@ -255,9 +297,10 @@ fn node_list_filters() {
     place.ctl("node list --network nowhere").is(1, "", "edgelink-ctl: there is no network nowhere\n");
 }
 
-#[test]
-fn a_full_subnet_is_told() {
-    let place = Place::empty();
+on_both!(a_full_subnet_is_told);
+
+fn a_full_subnet_is_told(db: Db) {
+    let place = Place::empty(db);
     place.store(async |store| {
         for machine in 1..=255 {
             let request = EnrollRequest { require_authorization: machine == 255, ..knock(machine) };
@@ -271,9 +314,10 @@ fn a_full_subnet_is_told() {
     );
 }
 
-#[test]
-fn auth_keys_open_their_network_and_are_kept_as_hashes_only() {
-    let place = Place::with_nodes(0);
+on_both!(auth_keys_open_their_network_and_are_kept_as_hashes_only);
+
+fn auth_keys_open_their_network_and_are_kept_as_hashes_only(db: Db) {
+    let place = Place::with_nodes(db, 0);
     let before = now();
     let mut key = place.ctl("token generate --type auth-key --network default --preauthorize --json").json();
     let text = key.as_object_mut().unwrap().remove("key").unwrap().as_str().unwrap().to_owned();
@@ -330,9 +374,10 @@ fn auth_keys_open_their_network_and_are_kept_as_hashes_only() {
     }
 }
 
-#[test]
-fn the_blacklist() {
-    let place = Place::with_nodes(1);
+on_both!(the_blacklist);
+
+fn the_blacklist(db: Db) {
+    let place = Place::with_nodes(db, 1);
     place.ctl("token blacklist").is(0, "", "nothing is revoked\n");
     place.ctl("token blacklist abc-1 --reason stolen").is(0, "", "token abc-1 is revoked\n");
     place.ctl("token blacklist --node host-1").is(
@@ -356,9 +401,10 @@ fn the_blacklist() {
     assert!(run.err.contains("cannot be used with"), "{}", run.err);
 }
 
-#[test]
-fn servers() {
-    let place = Place::with_nodes(0);
+on_both!(servers);
+
+fn servers(db: Db) {
+    let place = Place::with_nodes(db, 0);
     place.ctl("server list").is(
         0,
         "ID  NAME     TYPE     CAPABILITIES  ENABLED  STATUS      URL  REGION\n\
@@ -378,9 +424,10 @@ fn servers() {
     place.ctl("server show 9").is(1, "", "edgelink-ctl: there is no server 9\n");
 }
 
-#[test]
-fn a_server_is_added_with_a_configuration_to_paste() {
-    let place = Place::with_nodes(0);
+on_both!(a_server_is_added_with_a_configuration_to_paste);
+
+fn a_server_is_added_with_a_configuration_to_paste(db: Db) {
+    let place = Place::with_nodes(db, 0);
     let url = "wss://r1.example.com:8443/ws/data";
     let added = place
         .ctl(&format!("server add --name r1 --url {url} --region asia --controller wss://c.example.com --json"))
@@ -440,20 +487,26 @@ fn a_server_is_added_with_a_configuration_to_paste() {
     }
 }
 
-#[test]
-fn status() {
-    let place = Place::with_nodes(2);
+on_both!(status);
+
+fn status(db: Db) {
+    let place = Place::with_nodes(db, 2);
     place.ctl("-q node authorize 1");
+    let shown = match &place.mariadb {
+        None => place.db.display().to_string(),
+        // Whatever may be shown of the URL.
+        Some(mariadb) => MariaDbUrl::parse(&mariadb.url()).unwrap().to_string(),
+    };
+    assert!(!shown.contains(edgelink_test_mariadb::PASSWORD) && !shown.contains("s3cret"), "{shown}");
     place.ctl("status").is(
         0,
         &format!(
-            "database:        {}\n\
+            "database:        {shown}\n\
              config version:  3\n\
              networks:        1\n\
              nodes:           2 (0 online, 1 authorized, 1 not authorized)\n\
              servers:         1 (0 online, 1 enabled)\n\
-             revocations:     0\n",
-            place.db.display()
+             revocations:     0\n"
         ),
         "",
     );
@@ -469,7 +522,7 @@ fn status() {
 
 #[test]
 fn the_database_is_found_or_the_message_says_how() {
-    let place = Place::with_nodes(0);
+    let place = Place::with_nodes(Db::Sqlite, 0);
     let dir = place.dir.path();
     let state = dir.join("state");
     place.bare(&["status"], &[]).is(
@@ -503,7 +556,7 @@ fn the_database_is_found_or_the_message_says_how() {
 
 #[test]
 fn what_is_wrong_with_the_database_has_its_exit_code() {
-    let place = Place::empty();
+    let place = Place::empty(Db::Sqlite);
     let shown = place.db.display();
     place.ctl("status").is(
         3,
@@ -535,7 +588,7 @@ fn without_permission_it_is_4() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
     let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    let place = Place::with_nodes(0);
+    let place = Place::with_nodes(Db::Sqlite, 0);
     let program = place.dir.path().join("edgelink-ctl");
     fs::copy(env!("CARGO_BIN_EXE_edgelink-ctl"), &program).unwrap();
     let mut ctl = Command::new(&program);
@@ -562,7 +615,7 @@ fn without_permission_it_is_4() {
 
 #[test]
 fn usage_errors_are_2_and_help_is_0() {
-    let place = Place::with_nodes(0);
+    let place = Place::with_nodes(Db::Sqlite, 0);
     for args in ["", "nonsense", "network", "network create", "node authorize", "node list --nonsense", "status extra"]
     {
         let run = place.ctl(args);
@@ -576,9 +629,10 @@ fn usage_errors_are_2_and_help_is_0() {
     }
 }
 
-#[test]
-fn a_change_is_seen_by_a_process_that_has_the_database_open() {
-    let place = Place::with_nodes(1);
+on_both!(a_change_is_seen_by_a_process_that_has_the_database_open);
+
+fn a_change_is_seen_by_a_process_that_has_the_database_open(db: Db) {
+    let place = Place::with_nodes(db, 1);
     place.store(async |store| {
         let before = store.snapshot().await.unwrap().version;
         place.ctl("node authorize 1").is(0, "", "node host-1 (1) may join as 10.0.1.1\n");
@@ -593,7 +647,7 @@ fn a_change_is_seen_by_a_process_that_has_the_database_open() {
 
 #[test]
 fn a_closed_pipe_is_no_error() {
-    let place = Place::with_nodes(60);
+    let place = Place::with_nodes(Db::Sqlite, 60);
     let mut child = command(place.dir.path())
         .args(["--db", place.db.to_str().unwrap(), "--json", "node", "list"])
         .stdout(Stdio::piped())

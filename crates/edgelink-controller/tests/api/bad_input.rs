@@ -1,12 +1,13 @@
 //! Every bad input: the right status and code, a clear word, and nothing half done.
 
-use crate::{Answer, Controller};
+use crate::{Answer, Controller, Db, on_both};
 use serde_json::{Value, json};
 use std::io::Write as _;
 
-#[test]
-fn malformed_and_impossible_values() {
-    let c = Controller::start();
+on_both!(malformed_and_impossible_values);
+
+fn malformed_and_impossible_values(db: Db) {
+    let c = Controller::start(db);
     let node = c.knock(1);
     let version = |c: &Controller| c.get("/api/v1/stats/overview").json()["config_version"].clone();
     let before = version(&c);
@@ -80,9 +81,10 @@ fn malformed_and_impossible_values() {
     assert!(!c.log().contains("ERROR"), "{}", c.log());
 }
 
-#[test]
-fn a_full_pool_authorizes_nobody() {
-    let c = Controller::start();
+on_both!(a_full_pool_authorizes_nobody);
+
+fn a_full_pool_authorizes_nobody(db: Db) {
+    let c = Controller::start(db);
     let network = c.post("/api/v1/networks", json!({ "name": "tiny", "subnet": "10.7.0.0/30" })).json();
     let path = format!("/api/v1/networks/{}", network["id"]);
     let key = c.post("/api/v1/auth-keys", json!({ "network_id": network["id"], "reusable": true })).json();
@@ -102,7 +104,7 @@ fn a_full_pool_authorizes_nobody() {
 
 #[test]
 fn bodies_that_are_too_large_not_json_or_never_end() {
-    let c = Controller::start();
+    let c = Controller::start(Db::Sqlite);
     let bearer = format!("Bearer {}", c.token);
     let post = |kind: &str, body: &str| {
         c.send("POST", "/api/v1/networks", &[("authorization", &bearer), ("content-type", kind)], body)
@@ -149,7 +151,7 @@ fn bodies_that_are_too_large_not_json_or_never_end() {
 
 #[test]
 fn one_address_cannot_take_all_connections() {
-    let c = Controller::start();
+    let c = Controller::start(Db::Sqlite);
     let mut crowd: Vec<_> = (0..256).map(|_| c.connect()).collect();
     // Closed before a byte: accepted by the kernel, refused by the controller.
     let mut refused = c.connect();
@@ -170,9 +172,10 @@ fn one_address_cannot_take_all_connections() {
     }
 }
 
-#[test]
-fn no_secret_is_in_any_answer_or_log() {
-    let c = Controller::start();
+on_both!(no_secret_is_in_any_answer_or_log);
+
+fn no_secret_is_in_any_answer_or_log(db: Db) {
+    let c = Controller::start(db);
     c.post("/api/v1/admins", json!({ "username": "bob", "password": "bob's password" })).json();
     let key = c.post("/api/v1/auth-keys", json!({ "network_id": 1 })).json();
     let server = c.post("/api/v1/servers", json!({ "name": "r", "url": "wss://r.example.com" })).json();
@@ -231,7 +234,7 @@ fn collect_strings(value: &Value, into: &mut Vec<String>) {
 #[test]
 fn only_trusted_proxies_say_whose_request_it_is() {
     let asks = |more: &str| {
-        let c = Controller::start_with(more);
+        let c = Controller::start_with(Db::Sqlite, more);
         let body = r#"{"username": "bob", "password": "wrong password"}"#;
         let headers = [("content-type", "application/json"), ("x-forwarded-for", "192.0.2.66, 198.51.100.7")];
         c.send("POST", "/api/v1/auth/login", &headers, body).problem(401, 1001);

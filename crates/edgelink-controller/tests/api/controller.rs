@@ -2,11 +2,11 @@
 
 use edgelink_auth::password;
 use edgelink_model::records::{EnrollRequest, HostInfo, NodeRecord};
-use edgelink_store::Store;
+use edgelink_store::{MariaDbUrl, Store};
+use edgelink_test_mariadb::Database;
 use serde_json::Value;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -14,11 +14,37 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const PASSWORD: &str = "correct horse";
 
+/// Where the controller keeps everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Db {
+    Sqlite,
+    MariaDb,
+}
+
+/// Makes two tests of a `fn(Db)`.
+macro_rules! on_both {
+    ($name:ident) => {
+        mod $name {
+            #[test]
+            fn sqlite() {
+                super::$name(crate::Db::Sqlite);
+            }
+
+            #[test]
+            fn mariadb() {
+                super::$name(crate::Db::MariaDb);
+            }
+        }
+    };
+}
+pub(crate) use on_both;
+
 pub(crate) struct Controller {
     child: Child,
     pub(crate) address: String,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) token: String,
+    mariadb: Option<Database>,
 }
 
 #[derive(Debug)]
@@ -30,25 +56,29 @@ pub(crate) struct Answer {
 
 impl Controller {
     /// Starts one that has the administrator `alice`, and logs in.
-    pub(crate) fn start() -> Self {
-        let mut this = Self::start_with("");
+    pub(crate) fn start(db: Db) -> Self {
+        let mut this = Self::start_with(db, "");
         this.token = this.login("alice", PASSWORD).json()["token"].as_str().unwrap().to_owned();
         this
     }
 
     /// Starts one without logging in. `more`: keys to add to its configuration, such as `"a": 1,`.
-    pub(crate) fn start_with(more: &str) -> Self {
+    pub(crate) fn start_with(db: Db, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let db = dir.path().join("mesh.db");
+        let mariadb = (db == Db::MariaDb).then(Database::new);
         // The bin makes the schema; an administrator can be there before its first start.
         block_on(async {
-            let store = Store::open(&db, true).await.unwrap();
+            let store = open(&dir, mariadb.as_ref()).await;
             store.create_admin("alice", password::hash(PASSWORD, [1; 16]).unwrap()).await.unwrap();
             store.close().await.unwrap();
         });
         let config = dir.path().join("controller.json");
+        let database = mariadb
+            .as_ref()
+            .map(|mariadb| format!(r#""database": {{ "type": "mariadb", "url": "{}" }},"#, mariadb.url()));
+        let database = database.unwrap_or_default();
         let text = format!(
-            r#"{{ {more} "listen": {{ "http": "127.0.0.1:0" }}, "tls": null, "builtin_stun": {{ "enabled": false }} }}"#
+            r#"{{ {more} {database} "listen": {{ "http": "127.0.0.1:0" }}, "tls": null, "builtin_stun": {{ "enabled": false }} }}"#
         );
         std::fs::write(&config, text).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_edgelink-controller"))
@@ -67,21 +97,23 @@ impl Controller {
             let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
             panic!("not ready: {ready:?}\n{log}");
         };
-        Self { child, address: address.to_owned(), dir, token: String::new() }
+        Self { child, address: address.to_owned(), dir, token: String::new(), mariadb }
     }
 
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
-    pub(crate) fn db(&self) -> PathBuf {
-        self.dir.path().join("mesh.db")
+    /// How `edgelink-ctl` is told of the database.
+    pub(crate) fn database_arguments(&self) -> [String; 2] {
+        let (flag, file) = if self.mariadb.is_some() { ("--config", "controller.json") } else { ("--db", "mesh.db") };
+        [flag.to_owned(), self.dir.path().join(file).to_str().unwrap().to_owned()]
     }
 
     /// Works on the database beside the controller, as `edgelink-ctl --db` does.
     pub(crate) fn store<T>(&self, work: impl AsyncFnOnce(Store) -> T) -> T {
         block_on(async {
-            let store = Store::open(&self.db(), false).await.unwrap();
+            let store = open(&self.dir, self.mariadb.as_ref()).await;
             let result = work(store.clone()).await;
             store.close().await.unwrap();
             result
@@ -230,6 +262,14 @@ fn unchunk(mut body: &str) -> String {
         body = &rest[size + 2..];
     }
     out
+}
+
+async fn open(dir: &tempfile::TempDir, mariadb: Option<&Database>) -> Store {
+    let store = match mariadb {
+        None => Store::open(dir.path().join("mesh.db"), true).await,
+        Some(mariadb) => Store::open_mariadb(&MariaDbUrl::parse(&mariadb.url()).unwrap(), Some(dir.path())).await,
+    };
+    store.unwrap()
 }
 
 /// What a machine says when it knocks.

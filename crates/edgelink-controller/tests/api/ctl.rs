@@ -1,7 +1,7 @@
 //! `ctl --url`: the same commands over REST as on the database, with the same answers, and exit codes that say why not.
 
-use crate::Controller;
 use crate::controller::PASSWORD;
+use crate::{Controller, Db, on_both};
 use serde_json::Value;
 use std::process::{Command, Output, Stdio};
 
@@ -35,7 +35,8 @@ impl Place<'_> {
     }
 
     fn database(&self, command: &str) -> Value {
-        self.answer(&["--db", self.controller.db().to_str().unwrap()], command)
+        let [flag, place] = self.controller.database_arguments();
+        self.answer(&[&flag, &place], command)
     }
 
     fn answer(&self, place: &[&str], command: &str) -> Value {
@@ -60,9 +61,10 @@ impl Place<'_> {
     }
 }
 
-#[test]
-fn the_same_commands_give_the_same_answers() {
-    let controller = Controller::start();
+on_both!(the_same_commands_give_the_same_answers);
+
+fn the_same_commands_give_the_same_answers(db: Db) {
+    let controller = Controller::start(db);
     let place = Place { controller: &controller, home: tempfile::tempdir().unwrap() };
     place.login();
 
@@ -133,9 +135,10 @@ fn the_same_commands_give_the_same_answers() {
     assert!(list.stderr.is_empty());
 }
 
-#[test]
-fn refusals_have_their_exit_codes() {
-    let controller = Controller::start();
+on_both!(refusals_have_their_exit_codes);
+
+fn refusals_have_their_exit_codes(db: Db) {
+    let controller = Controller::start(db);
     let place = Place { controller: &controller, home: tempfile::tempdir().unwrap() };
     let url = place.url();
     place.fails(&["--url", &url, "node", "list"], &[], 4, "log in with: edgelink-ctl --url");
@@ -162,10 +165,11 @@ fn refusals_have_their_exit_codes() {
     );
 }
 
-#[test]
-fn a_login_is_kept_for_us_alone_and_ends_at_logout() {
+on_both!(a_login_is_kept_for_us_alone_and_ends_at_logout);
+
+fn a_login_is_kept_for_us_alone_and_ends_at_logout(db: Db) {
     use std::os::unix::fs::PermissionsExt as _;
-    let controller = Controller::start();
+    let controller = Controller::start(db);
     let place = Place { controller: &controller, home: tempfile::tempdir().unwrap() };
     place.login();
     let file = place.home.path().join(".config/edgelink/ctl.json");
@@ -183,21 +187,21 @@ fn a_login_is_kept_for_us_alone_and_ends_at_logout() {
     place.fails(&["--url", &place.url(), "network", "list"], &token, 4, "token revoked");
 }
 
-#[test]
-fn the_first_administrator_and_generated_files() {
-    let controller = Controller::start();
+on_both!(the_first_administrator_and_generated_files);
+
+fn the_first_administrator_and_generated_files(db: Db) {
+    let controller = Controller::start(db);
     let place = Place { controller: &controller, home: tempfile::tempdir().unwrap() };
-    let db = controller.db();
-    let db = db.to_str().unwrap();
+    let [flag, at] = controller.database_arguments();
     let made = place.database("admin create --username carol");
     let password = made["password"].as_str().unwrap();
     assert_eq!(controller.login("carol", password).status, 200, "a password that was made opens");
     let env = [("EDGELINK_PASSWORD", "my own password")];
-    let output = place.run(&["--db", db, "--json", "admin", "create", "--username", "dave"], &env);
+    let output = place.run(&[&flag, &at, "--json", "admin", "create", "--username", "dave"], &env);
     let dave: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((dave["username"].as_str(), dave.get("password")), (Some("dave"), None));
     assert_eq!(controller.login("dave", "my own password").status, 200);
-    place.fails(&["--db", db, "admin", "create", "--username", "eve"], &[("EDGELINK_PASSWORD", "x")], 2, "too short");
+    place.fails(&[&flag, &at, "admin", "create", "--username", "eve"], &[("EDGELINK_PASSWORD", "x")], 2, "too short");
     place.database("admin disable dave");
     controller.login("dave", "my own password").problem(401, 1001);
 

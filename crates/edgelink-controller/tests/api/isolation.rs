@@ -1,11 +1,12 @@
 //! Several networks on one controller, with the same prefix, the same names and the same routes: none shows in another.
 
-use crate::Controller;
+use crate::{Controller, Db, on_both};
 use serde_json::{Value, json};
 
-#[test]
-fn equal_networks_do_not_meet() {
-    let c = Controller::start();
+on_both!(equal_networks_do_not_meet);
+
+fn equal_networks_do_not_meet(db: Db) {
+    let c = Controller::start(db);
     let mut networks = Vec::new();
     for (name, first) in [("red", 1u8), ("blue", 11)] {
         let network = c.post("/api/v1/networks", json!({ "name": name, "subnet": "10.50.0.0/24" })).json();

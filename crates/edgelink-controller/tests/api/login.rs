@@ -1,12 +1,13 @@
 //! Who gets in, who does not, and what is remembered of it.
 
-use crate::Controller;
 use crate::controller::PASSWORD;
+use crate::{Controller, Db, on_both};
 use serde_json::json;
 
-#[test]
-fn a_login_opens_everything_and_a_logout_closes_it() {
-    let controller = Controller::start();
+on_both!(a_login_opens_everything_and_a_logout_closes_it);
+
+fn a_login_opens_everything_and_a_logout_closes_it(db: Db) {
+    let controller = Controller::start(db);
     let me = controller.get("/api/v1/auth/me").json();
     assert_eq!(me["admin"]["username"], "alice");
     assert!(me["admin"]["last_login"].is_string());
@@ -21,9 +22,10 @@ fn a_login_opens_everything_and_a_logout_closes_it() {
     assert_eq!(answer.status, 200, "another session goes on: {}", answer.text);
 }
 
-#[test]
-fn nothing_is_answered_without_a_good_token() {
-    let controller = Controller::start();
+on_both!(nothing_is_answered_without_a_good_token);
+
+fn nothing_is_answered_without_a_good_token(db: Db) {
+    let controller = Controller::start(db);
     let document = controller.send("GET", "/api/v1/openapi.json", &[], "").json();
     let mut asked = 0;
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -58,9 +60,10 @@ fn nothing_is_answered_without_a_good_token() {
     }
 }
 
-#[test]
-fn logins_are_throttled_and_denied_ones_are_on_record() {
-    let controller = Controller::start();
+on_both!(logins_are_throttled_and_denied_ones_are_on_record);
+
+fn logins_are_throttled_and_denied_ones_are_on_record(db: Db) {
+    let controller = Controller::start(db);
     for _ in 0..5 {
         let said = controller.login("bob", "wrong password").problem(401, 1001);
         assert_eq!(said, "the name or the password is wrong");
@@ -84,9 +87,10 @@ fn logins_are_throttled_and_denied_ones_are_on_record() {
     assert_eq!(logins.as_array().unwrap().len(), 2);
 }
 
-#[test]
-fn an_administrator_who_is_changed_must_log_in_again() {
-    let controller = Controller::start();
+on_both!(an_administrator_who_is_changed_must_log_in_again);
+
+fn an_administrator_who_is_changed_must_log_in_again(db: Db) {
+    let controller = Controller::start(db);
     let bob = controller.post("/api/v1/admins", json!({ "username": "bob", "password": "bob's password" })).json();
     let path = format!("/api/v1/admins/{}", bob["id"]);
     let mut session = controller;

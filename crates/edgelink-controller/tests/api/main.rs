@@ -1,4 +1,4 @@
-//! The REST API over real HTTP, against the real binary on loopback with a database of its own.
+//! The REST API over real HTTP, against the real binary on loopback, with an SQLite file or a MariaDB of its own.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -15,4 +15,4 @@ mod login;
 mod resources;
 mod schemathesis;
 
-use controller::{Answer, Controller};
+use controller::{Answer, Controller, Db, on_both};

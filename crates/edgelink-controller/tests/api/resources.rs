@@ -1,11 +1,12 @@
 //! What each resource does, and that nodes would learn of it.
 
-use crate::Controller;
+use crate::{Controller, Db, on_both};
 use serde_json::{Value, json};
 
-#[test]
-fn networks() {
-    let c = Controller::start();
+on_both!(networks);
+
+fn networks(db: Db) {
+    let c = Controller::start(db);
     let made = c.post("/api/v1/networks", json!({ "name": "main", "subnet": "10.100.0.0/16" }));
     let location = made.header("location").unwrap().to_owned();
     assert_eq!(made.status, 201);
@@ -34,9 +35,10 @@ fn networks() {
     assert!(said.contains("cannot be deleted"), "{said}");
 }
 
-#[test]
-fn nodes() {
-    let c = Controller::start();
+on_both!(nodes);
+
+fn nodes(db: Db) {
+    let c = Controller::start(db);
     let node = c.knock(1);
     let path = format!("/api/v1/nodes/{}", node.id);
     assert_eq!(c.get(&path).json()["authorized"], false);
@@ -61,9 +63,10 @@ fn nodes() {
     }
 }
 
-#[test]
-fn routes() {
-    let c = Controller::start();
+on_both!(routes);
+
+fn routes(db: Db) {
+    let c = Controller::start(db);
     for machine in 1..=3 {
         let node = c.knock(machine);
         c.act(&format!("/api/v1/nodes/{}/authorize", node.id)).json();
@@ -100,9 +103,10 @@ fn routes() {
     c.get(&location).problem(404, 3003);
 }
 
-#[test]
-fn servers() {
-    let c = Controller::start();
+on_both!(servers);
+
+fn servers(db: Db) {
+    let c = Controller::start(db);
     let new = json!({ "name": "relay-1", "url": "wss://relay.example.com", "region": "asia",
         "capabilities": ["relay", "stun"], "stun_ip": "203.0.113.7", "controller": "wss://c.example.com" });
     let added = c.post("/api/v1/servers", new);
@@ -132,9 +136,10 @@ fn servers() {
     c.get(&location).problem(404, 2002);
 }
 
-#[test]
-fn tokens_and_keys() {
-    let c = Controller::start();
+on_both!(tokens_and_keys);
+
+fn tokens_and_keys(db: Db) {
+    let c = Controller::start(db);
     let key = c.post("/api/v1/auth-keys", json!({ "network_id": 1, "preauthorized": true, "expires_in": 60 })).json();
     let node = c.knock_with(1, key["key"].as_str());
     assert!(node.authorized);
@@ -157,9 +162,10 @@ fn tokens_and_keys() {
     c.post("/api/v1/blacklist", json!({ "node_id": 99 })).problem(404, 3001);
 }
 
-#[test]
-fn lists_come_in_pages() {
-    let c = Controller::start();
+on_both!(lists_come_in_pages);
+
+fn lists_come_in_pages(db: Db) {
+    let c = Controller::start(db);
     for machine in 1..=7 {
         c.knock(machine);
     }
@@ -187,9 +193,10 @@ fn lists_come_in_pages() {
     assert_eq!(c.get("/api/v1/blacklist?limit=2&after=2").json().as_array().unwrap().len(), 1);
 }
 
-#[test]
-fn overview_and_latency() {
-    let c = Controller::start();
+on_both!(overview_and_latency);
+
+fn overview_and_latency(db: Db) {
+    let c = Controller::start(db);
     c.knock(1);
     let overview = c.get("/api/v1/stats/overview").json();
     assert_eq!((&overview["nodes"]["total"], &overview["networks"]), (&json!(1), &json!(1)));
@@ -200,9 +207,10 @@ fn overview_and_latency() {
     c.get("/api/v1/latency/matrix?network=nowhere").problem(404, 2002);
 }
 
-#[test]
-fn settings() {
-    let c = Controller::start();
+on_both!(settings);
+
+fn settings(db: Db) {
+    let c = Controller::start(db);
     let value = |listed: &Value, key: &str| {
         listed.as_array().unwrap().iter().find(|s| s["key"] == key).unwrap_or_else(|| panic!("{key}")).clone()
     };
@@ -233,9 +241,10 @@ fn settings() {
     assert_eq!((log.as_array().unwrap().len(), &log[0]["actor_id"]), (2, &json!("alice")));
 }
 
-#[test]
-fn what_ctl_does_beside_the_controller_is_seen_and_the_other_way_round() {
-    let c = Controller::start();
+on_both!(what_ctl_does_beside_the_controller_is_seen_and_the_other_way_round);
+
+fn what_ctl_does_beside_the_controller_is_seen_and_the_other_way_round(db: Db) {
+    let c = Controller::start(db);
     let new = edgelink_store::NewNetwork {
         name: "beside".into(),
         subnet: "10.9.0.0/24".parse().unwrap(),
