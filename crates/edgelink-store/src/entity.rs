@@ -252,6 +252,15 @@ table! {
 }
 
 table! {
+    /// A controller of this database.
+    controller "controllers" {
+        #[sea_orm(primary_key, auto_increment = false)]
+        url: String,
+        seen_at: i64,
+    }
+}
+
+table! {
     /// A node that is connected to a relay.
     node_server_connection "node_server_connections" {
         #[sea_orm(primary_key, auto_increment = false)]

@@ -13,6 +13,7 @@ mod audit;
 mod auth_keys;
 mod changes;
 mod check;
+mod controllers;
 mod convert;
 mod dump;
 mod endpoints;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// Functions that write what no node must know.
-const SILENT: [(&str, &str); 19] = [
+const SILENT: [(&str, &str); 20] = [
     ("create_admin", "administrators are the REST API's business; it reads them at each request"),
     ("update_admin", "as above"),
     ("delete_admin", "as above"),
@@ -25,6 +25,7 @@ const SILENT: [(&str, &str); 19] = [
     ("set_network_route_approval", "read when a node announces a route"),
     ("audit", "the audit log has no followers"),
     ("take_lease", "the lease is between controllers"),
+    ("announce_controller", "the active controller reads them now and then, and tells nodes by itself"),
 ];
 
 /// What puts a word into the change log, directly or in a helper that takes the writer.

@@ -78,3 +78,19 @@ async fn a_write_under_way_ends_before_the_lease_moves(db: Db) {
     assert_eq!(taken, Lease::Ours { epoch: 2 });
     assert_eq!(b.snapshot().await.unwrap().nodes.len(), usize::from(enrolled.is_ok()));
 }
+
+on_both!(controllers_are_known_for_a_week);
+
+async fn controllers_are_known_for_a_week(db: Db) {
+    let store = db.open().await;
+    assert_eq!(store.controllers().await.unwrap(), [""; 0]);
+    let version = store.counts().await.unwrap().version;
+    for url in ["wss://b.example.com", "wss://a.example.com", "wss://b.example.com", "", &"x".repeat(191)] {
+        store.announce_controller(url).await.unwrap();
+    }
+    assert_eq!(store.controllers().await.unwrap(), ["wss://a.example.com", "wss://b.example.com"]);
+    let later = store.clone().with_clock(|| NOW + 7 * 24 * 3600 * 1000 + 1);
+    later.announce_controller("wss://b.example.com").await.unwrap();
+    assert_eq!(later.controllers().await.unwrap(), ["wss://b.example.com"]);
+    assert_eq!(store.counts().await.unwrap().version, version, "nothing that the change log tells");
+}

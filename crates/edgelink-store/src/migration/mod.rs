@@ -6,6 +6,7 @@
 mod m0001_initial;
 mod m0003_lease;
 mod m0005_routes;
+mod m0008_controllers;
 
 use sea_orm_migration::{MigrationTrait, MigratorTraitSelf};
 
@@ -22,6 +23,7 @@ impl Migrator {
                 Box::new(m0001_initial::Migration),
                 Box::new(m0003_lease::Migration),
                 Box::new(m0005_routes::Migration),
+                Box::new(m0008_controllers::Migration),
             ]
         },
     };
