@@ -28,7 +28,9 @@ pub enum LocalRequest {
     /// `edgelink up`: join, or connect again.
     Up(UpRequest),
     /// `edgelink down`: leave the network, keep keys and configuration.
-    Down,
+    Down(NetworkChoice),
+    /// `edgelink networks`: what the daemon is in, the first one first.
+    Networks,
     /// `edgelink ping TARGET`.
     Ping(PingRequest),
     /// `edgelink routes`: subnet routes, and why one address goes where it goes.
@@ -36,21 +38,25 @@ pub enum LocalRequest {
     /// `edgelink netcheck`: what the network around this host lets pass, found out anew.
     Netcheck(NetworkChoice),
     /// `edgelink accept TARGET`: believe what was refused of a peer, such as a changed machine key.
-    Accept {
-        /// Peer by name, overlay address or node id.
-        target: String,
-    },
+    Accept(PeerChoice),
     /// `edgelink paths TARGET`.
-    Paths {
-        /// Peer by name, overlay address or node id.
-        target: String,
-    },
+    Paths(PeerChoice),
+}
+
+/// Which peer is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerChoice {
+    /// Peer by name, overlay address or node id.
+    pub target: String,
+    /// Network to look in, as in [`NetworkChoice`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
 }
 
 /// Which of the daemon's networks is meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkChoice {
-    /// Network name; the first network without one.
+    /// What this host calls it (`networks[].name`), or the network's own name; the first network without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
 }
@@ -85,6 +91,9 @@ pub struct UpRequest {
     /// milliseconds. Answered at once without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_ms: Option<u64>,
+    /// Network, as in [`NetworkChoice`]; one that is not known yet is made, beside those that are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
 }
 
 /// An overlay ping: sealed probes, end to end, over the path that data takes.
@@ -141,6 +150,11 @@ pub enum LocalResponse {
         /// As in [`Status::peers`].
         peers: Vec<Peer>,
     },
+    /// To `Networks`.
+    Networks {
+        /// The first one is what commands without `--network` mean.
+        networks: Vec<JoinedNetwork>,
+    },
     /// To `Netcheck`.
     Netcheck(Box<Netcheck>),
     /// To `Paths`.
@@ -166,6 +180,23 @@ pub enum LocalResponse {
     PingDone(PingDone),
     /// To anything that could not be done; always the last line.
     Error(LocalError),
+}
+
+/// One of the daemon's networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinedNetwork {
+    /// What this host calls it; `null` for the top level of the configuration.
+    pub label: Option<String>,
+    /// Its own name, once the controller has told it.
+    pub network: Option<String>,
+    /// State of this network.
+    pub state: DaemonState,
+    /// Interface that carries it.
+    pub interface: String,
+    /// Overlay addresses of this node.
+    pub addresses: Vec<IpAddr>,
+    /// Controller URL.
+    pub controller: Option<String>,
 }
 
 /// The fate of one probe.

@@ -126,7 +126,12 @@ fn requests_are_single_lines_and_read_back() {
             LocalRequest::Peers(NetworkChoice { network: Some("office".into()) }),
             json!({"request": "peers", "network": "office"}),
         ),
-        (LocalRequest::Down, json!({"request": "down"})),
+        (LocalRequest::Down(NetworkChoice::default()), json!({"request": "down"})),
+        (LocalRequest::Networks, json!({"request": "networks"})),
+        (
+            LocalRequest::Accept(PeerChoice { target: "b".into(), network: Some("office".into()) }),
+            json!({"request": "accept", "target": "b", "network": "office"}),
+        ),
         (
             LocalRequest::Up(UpRequest {
                 controller: Some("wss://c.example:8443".into()),
@@ -134,6 +139,7 @@ fn requests_are_single_lines_and_read_back() {
                 pin: Some("sha256:AAAA".into()),
                 hostname: None,
                 wait_ms: Some(5000),
+                network: None,
             }),
             json!({"request": "up", "controller": "wss://c.example:8443", "auth_key": "elk_1\n2", "pin": "sha256:AAAA", "wait_ms": 5000}),
         ),

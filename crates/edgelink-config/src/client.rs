@@ -1,6 +1,7 @@
 //! The client's configuration (specification §12.3, DESIGN §8).
 
 use crate::error::ConfigError;
+use crate::networks::{self, NetworkConfig};
 use crate::schema::section;
 use crate::secrets;
 use crate::values::{Headers, InterfaceName, Pin, ProxyUrl, Seconds, SessionCipher, Trust, WsUrl};
@@ -57,6 +58,8 @@ section! {
         sni: Option<String> = None, eg r#""cdn.example.com""#;
         /// Extra HTTP headers for the controller and relays.
         headers: Headers = Headers::default(), eg r#"{ "x-token": "CHANGE_ME" }"#;
+        /// Further networks of this host, of this controller or others.
+        networks: Vec<NetworkConfig> = Vec::new(), eg r#"[{ "name": "lab", "controller": "wss://lab.example.com" }]"#;
     }
 }
 
@@ -187,6 +190,7 @@ impl Config for ClientConfig {
         if self.controller.as_ref().is_some_and(|url| !url.is_tls()) && self.pin.is_some() {
             return unusable("pin", "a ws:// controller shows no certificate; use wss:// or remove the pin");
         }
+        networks::validate(self, &mut warnings)?;
         Ok(warnings)
     }
 }

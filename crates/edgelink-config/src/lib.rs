@@ -23,6 +23,7 @@ mod document;
 mod env;
 mod error;
 mod nearest;
+mod networks;
 mod paths;
 mod schema;
 mod secrets;
@@ -40,6 +41,7 @@ pub use controller::{BuiltinRelay, ControllerConfig, ControllerJwt, Database, Li
 pub use edgelink_api::Secret;
 pub use env::Env;
 pub use error::{ConfigError, Origin};
+pub use networks::{NetworkConfig, is_network_label};
 pub use paths::{
     DEFAULT_SOCKET, default_client_state_dir, default_controller_state_dir, default_server_state_dir, socket_path,
 };

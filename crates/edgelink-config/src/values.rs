@@ -326,6 +326,18 @@ impl InterfaceName {
     pub(crate) fn default_of(name: &'static str) -> Self {
         Self(name.to_owned())
     }
+
+    /// A name from elsewhere than a file, if it is one.
+    #[must_use]
+    pub fn new(name: &str) -> Option<Self> {
+        Self::parse(name, None).ok()
+    }
+
+    /// The name of a further network's interface that was given none: wss-mesh1 and so on.
+    #[must_use]
+    pub fn numbered(n: usize) -> Self {
+        Self(format!("wss-mesh{n}"))
+    }
 }
 
 impl Text for InterfaceName {

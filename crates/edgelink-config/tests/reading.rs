@@ -319,3 +319,54 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn further_networks_stand_for_themselves() {
+    let text = r#"{
+  "controller": "wss://a.example", "accept_routes": false, "tun": { "mtu": 1300 },
+  "networks": [
+    { "name": "lab", "controller": "wss://b.example", "tun": { "mtu": 1380 } },
+    { "name": "home", "controller": "wss://c.example", "tun": { "name": "home0" } },
+    { "name": "last", "controller": "wss://d.example" }
+  ]
+}"#;
+    let config: ClientConfig = parse(Path::new("/etc/el.json"), text, &Env::default()).unwrap();
+    assert_eq!(config.validate().unwrap(), Vec::<String>::new());
+    let all: Vec<_> = config
+        .further_networks()
+        .into_iter()
+        .map(|n| (n.name, n.config.tun.name.as_str().to_owned(), n.config.tun.mtu, n.config.accept_routes))
+        .collect();
+    // What the top level says of the first network is not taken over.
+    let expected = [("lab", "wss-mesh1", 1380, true), ("home", "home0", 1400, true), ("last", "wss-mesh3", 1400, true)];
+    assert_eq!(all, expected.map(|(name, tun, mtu, accept)| (name.to_owned(), tun.to_owned(), mtu, accept)));
+}
+
+#[test]
+fn mistakes_in_further_networks_are_named_with_their_place() {
+    let read = |networks: &str| {
+        let text = format!("{{ \"networks\":\n{networks} }}");
+        parse::<ClientConfig>(Path::new("f"), &text, &Env::default())
+            .and_then(|config| config.validate().map(drop))
+            .map_err(|error| error.to_string())
+            .unwrap_err()
+    };
+    let lab = r#""name": "lab", "controller": "wss://b.example""#;
+    for (networks, words) in [
+        (r#"[{ "controller": "wss://b.example" }]"#.to_owned(), "`networks[0].name`"),
+        (r#"[{ "name": "lab" }]"#.to_owned(), "`networks[0].controller`"),
+        (
+            r#"[{ "name": "../x", "controller": "wss://b.example" }]"#.to_owned(),
+            "f:2: `networks[0].name` must be 1 to 64",
+        ),
+        (format!(r#"[{{ {lab}, "tun": {{ "mtu": 70 }} }}]"#), "`networks[0].tun.mtu` must be a number from 1280"),
+        (format!(r#"[{{ {lab}, "state_dir": "/x" }}]"#), "`networks[0].state_dir`"),
+        (format!(r#"[{{ {lab}, "networks": [] }}]"#), "`networks[0].networks`"),
+        (format!("[{{ {lab} }}, {{ {lab} }}]"), "\"lab\" is there twice"),
+        (format!(r#"[{{ {lab}, "tun": {{ "name": "wss_mesh0" }} }}]"#), "another network has the interface wss_mesh0"),
+        (format!(r#"[{{ {lab}, "auth_key": "CHANGE_ME" }}]"#), "\"lab\", `auth_key`: this is a placeholder"),
+    ] {
+        let error = read(&networks);
+        assert!(error.contains(words), "{networks}: {error}");
+    }
+}

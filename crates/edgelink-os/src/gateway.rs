@@ -208,6 +208,9 @@ async fn run_nft(arguments: &[&str], input: Option<&str>) -> Result<String, Gate
 pub struct Sysctls {
     /// Path below `/proc/sys/net` → former value.
     changed: BTreeMap<String, String>,
+    /// Which of them each tunnel needs: several gateways may need the same.
+    #[serde(skip)]
+    needed: BTreeMap<String, BTreeSet<String>>,
     #[serde(skip)]
     file: PathBuf,
 }
@@ -226,38 +229,69 @@ impl Sysctls {
     pub fn forward(&mut self, tun: &str, lans: &BTreeSet<String>, v4: bool, v6: bool) -> Result<(), GatewayError> {
         if v4 {
             for interface in lans.iter().map(String::as_str).chain([tun]) {
-                self.set(&format!("ipv4/conf/{interface}/forwarding"), "1")?;
+                self.set(tun, &format!("ipv4/conf/{interface}/forwarding"), "1")?;
             }
         }
-        if v6 && self.get("ipv6/conf/all/forwarding").as_deref() != Some("1") {
+        const V6: &str = "ipv6/conf/all/forwarding";
+        if v6 && (self.changed.contains_key(V6) || self.get(V6).as_deref() != Some("1")) {
             // A router listens to no other routers unless it is told to.
             for interface in lans {
                 let key = format!("ipv6/conf/{interface}/accept_ra");
-                if self.get(&key).as_deref() == Some("1") {
-                    self.set(&key, "2")?;
+                if self.changed.contains_key(&key) || self.get(&key).as_deref() == Some("1") {
+                    self.set(tun, &key, "2")?;
                 }
             }
-            self.set("ipv6/conf/all/forwarding", "1")?;
+            self.set(tun, V6, "1")?;
         }
         Ok(())
     }
 
     /// Puts everything back.
     pub fn restore(&mut self) {
-        for (key, value) in std::mem::take(&mut self.changed) {
+        self.needed.clear();
+        self.put_back_unneeded();
+    }
+
+    /// A tunnel forwards no longer: puts back what no other one needs.
+    pub fn release(&mut self, tun: &str) {
+        self.needed.remove(tun);
+        self.put_back_unneeded();
+    }
+
+    fn put_back_unneeded(&mut self) {
+        let needed: BTreeSet<&String> = self.needed.values().flatten().collect();
+        let gone: Vec<String> = self.changed.keys().filter(|key| !needed.contains(key)).cloned().collect();
+        if gone.is_empty() {
+            return;
+        }
+        for key in gone {
+            let Some(value) = self.changed.remove(&key) else { continue };
             // The tunnel's own settings went with it.
             if let Err(error) = std::fs::write(Path::new(PROC_NET).join(&key), &value) {
                 tracing::debug!(key, %error, "a kernel setting was not put back");
             }
         }
-        let _ = std::fs::remove_file(&self.file);
+        if self.changed.is_empty() {
+            let _ = std::fs::remove_file(&self.file);
+        } else {
+            self.write_down();
+        }
+    }
+
+    fn write_down(&self) {
+        if let Ok(text) = serde_json::to_string(self)
+            && let Err(error) = crate::files::write_private(&self.file, text.as_bytes())
+        {
+            tracing::warn!(%error, "former kernel settings are not on disk; a crash would leave the new ones");
+        }
     }
 
     fn get(&self, key: &str) -> Option<String> {
         std::fs::read_to_string(Path::new(PROC_NET).join(key)).ok().map(|value| value.trim().to_owned())
     }
 
-    fn set(&mut self, key: &str, value: &str) -> Result<(), GatewayError> {
+    fn set(&mut self, tun: &str, key: &str, value: &str) -> Result<(), GatewayError> {
+        self.needed.entry(tun.to_owned()).or_default().insert(key.to_owned());
         let former = self.get(key);
         if former.as_deref() == Some(value) {
             return Ok(());
@@ -265,11 +299,7 @@ impl Sysctls {
         if let Some(former) = former {
             // First to disk, then to the kernel.
             self.changed.entry(key.to_owned()).or_insert(former);
-            if let Ok(text) = serde_json::to_string(self)
-                && let Err(error) = crate::files::write_private(&self.file, text.as_bytes())
-            {
-                tracing::warn!(%error, "former kernel settings are not on disk; a crash would leave the new ones");
-            }
+            self.write_down();
         }
         let path = Path::new(PROC_NET).join(key);
         std::fs::write(&path, value).map_err(|source| GatewayError::Forwarding {

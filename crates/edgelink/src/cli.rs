@@ -13,6 +13,9 @@ pub(crate) struct Cli {
     /// Print JSON, for scripts.
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Which network, where the daemon is in several; the first one without it.
+    #[arg(long, global = true, value_name = "NETWORK")]
+    pub(crate) network: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -21,12 +24,14 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the daemon in the foreground.
     Run(RunArgs),
-    /// Join a network, or connect again after `down`.
+    /// Join a network, or connect again after `down`; with a new name for --network, one more network.
     Up(UpArgs),
     /// Leave the network; keys and configuration are kept.
     Down,
     /// Show what the daemon is doing.
     Status,
+    /// List the networks that the daemon is in.
+    Networks,
     /// List the other nodes.
     Peers,
     /// List subnet routes and their gateways; explain where an address leads.

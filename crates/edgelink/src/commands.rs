@@ -4,8 +4,8 @@ use crate::cli::{PingArgs, UpArgs};
 use crate::output;
 use edgelink_api::Secret;
 use edgelink_api::local::{
-    LocalError, LocalErrorKind, LocalRequest, LocalResponse, NetworkChoice, PathKind, PingRequest, RoutesRequest,
-    UpRequest, from_line, to_line,
+    LocalError, LocalErrorKind, LocalRequest, LocalResponse, NetworkChoice, PathKind, PeerChoice, PingRequest,
+    RoutesRequest, UpRequest, from_line, to_line,
 };
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
@@ -17,43 +17,82 @@ const UNTIL_DIRECT: u32 = 30;
 /// Outcome of a command: the text is for stderr.
 pub(crate) type Outcome = Result<(), LocalError>;
 
-pub(crate) fn status(socket: &Path, json: bool) -> Outcome {
-    match ask(socket, &LocalRequest::Status(NetworkChoice::default()))? {
-        LocalResponse::Status(status) if json => print_json(&status),
+/// Whom a command asks, about which network, and how the answer is shown.
+pub(crate) struct Daemon<'a> {
+    pub(crate) socket: &'a Path,
+    pub(crate) json: bool,
+    pub(crate) network: Option<&'a str>,
+}
+
+impl Daemon<'_> {
+    fn choice(&self) -> NetworkChoice {
+        NetworkChoice { network: self.network() }
+    }
+
+    fn network(&self) -> Option<String> {
+        self.network.map(str::to_owned)
+    }
+
+    fn peer(&self, target: &str) -> PeerChoice {
+        PeerChoice { target: target.to_owned(), network: self.network() }
+    }
+
+    fn ask(&self, request: &LocalRequest) -> Result<LocalResponse, LocalError> {
+        let mut connection = Connection::open(self.socket)?;
+        connection.send(request)?;
+        match connection.receive()? {
+            LocalResponse::Error(error) => Err(error),
+            response => Ok(response),
+        }
+    }
+}
+
+pub(crate) fn status(at: &Daemon<'_>) -> Outcome {
+    match at.ask(&LocalRequest::Status(at.choice()))? {
+        LocalResponse::Status(status) if at.json => print_json(&status),
         LocalResponse::Status(status) => print(&output::status(&status)),
         other => Err(unexpected(&other)),
     }
 }
 
-pub(crate) fn peers(socket: &Path, json: bool) -> Outcome {
-    match ask(socket, &LocalRequest::Peers(NetworkChoice::default()))? {
-        LocalResponse::Peers { peers } if json => print_json(&peers),
+pub(crate) fn networks(at: &Daemon<'_>) -> Outcome {
+    match at.ask(&LocalRequest::Networks)? {
+        LocalResponse::Networks { networks } if at.json => print_json(&networks),
+        LocalResponse::Networks { networks } => print(&output::networks(&networks)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+pub(crate) fn peers(at: &Daemon<'_>) -> Outcome {
+    match at.ask(&LocalRequest::Peers(at.choice()))? {
+        LocalResponse::Peers { peers } if at.json => print_json(&peers),
         LocalResponse::Peers { peers } => print(&output::peers(&peers)),
         other => Err(unexpected(&other)),
     }
 }
 
-pub(crate) fn routes(socket: &Path, json: bool, why: Option<std::net::IpAddr>) -> Outcome {
-    match ask(socket, &LocalRequest::Routes(RoutesRequest { why, network: None }))? {
-        LocalResponse::Routes { why: Some(why), .. } if json => print_json(&why),
+pub(crate) fn routes(at: &Daemon<'_>, why: Option<std::net::IpAddr>) -> Outcome {
+    match at.ask(&LocalRequest::Routes(RoutesRequest { why, network: at.network() }))? {
+        LocalResponse::Routes { why: Some(why), .. } if at.json => print_json(&why),
         LocalResponse::Routes { why: Some(why), .. } => print(&output::why(&why)),
-        LocalResponse::Routes { routes, why: None } if json => print_json(&routes),
+        LocalResponse::Routes { routes, why: None } if at.json => print_json(&routes),
         LocalResponse::Routes { routes, why: None } => print(&output::routes(&routes)),
         other => Err(unexpected(&other)),
     }
 }
 
-pub(crate) fn up(socket: &Path, json: bool, args: UpArgs) -> Outcome {
+pub(crate) fn up(at: &Daemon<'_>, args: UpArgs) -> Outcome {
     let request = UpRequest {
         controller: args.controller,
         auth_key: args.key.map(Secret::new),
         pin: args.pin,
         hostname: args.hostname,
         wait_ms: Some(args.timeout.saturating_mul(1000)),
+        network: at.network(),
     };
-    match ask(socket, &LocalRequest::Up(request))? {
+    match at.ask(&LocalRequest::Up(request))? {
         LocalResponse::Status(status) => {
-            if json {
+            if at.json {
                 print_json(&status)?
             } else {
                 print(&output::up(&status))?
@@ -64,42 +103,43 @@ pub(crate) fn up(socket: &Path, json: bool, args: UpArgs) -> Outcome {
     }
 }
 
-pub(crate) fn down(socket: &Path, json: bool) -> Outcome {
-    match ask(socket, &LocalRequest::Down)? {
-        LocalResponse::Status(status) if json => print_json(&status),
+pub(crate) fn down(at: &Daemon<'_>) -> Outcome {
+    match at.ask(&LocalRequest::Down(at.choice()))? {
+        LocalResponse::Status(status) if at.json => print_json(&status),
         LocalResponse::Status(_) => print("down\n"),
         other => Err(unexpected(&other)),
     }
 }
 
-pub(crate) fn accept(socket: &Path, json: bool, target: String) -> Outcome {
-    match ask(socket, &LocalRequest::Accept { target: target.clone() })? {
-        LocalResponse::Status(status) if json => print_json(&status),
+pub(crate) fn accept(at: &Daemon<'_>, target: String) -> Outcome {
+    match at.ask(&LocalRequest::Accept(at.peer(&target)))? {
+        LocalResponse::Status(status) if at.json => print_json(&status),
         LocalResponse::Status(_) => print(&format!("{target} is believed from now on\n")),
         other => Err(unexpected(&other)),
     }
 }
 
-pub(crate) fn paths(socket: &Path, json: bool, target: String) -> Outcome {
-    match ask(socket, &LocalRequest::Paths { target })? {
-        LocalResponse::Paths { paths, .. } if json => print_json(&paths),
+pub(crate) fn paths(at: &Daemon<'_>, target: String) -> Outcome {
+    match at.ask(&LocalRequest::Paths(at.peer(&target)))? {
+        LocalResponse::Paths { paths, .. } if at.json => print_json(&paths),
         LocalResponse::Paths { name, paths, .. } => print(&output::paths(&name, &paths)),
         other => Err(unexpected(&other)),
     }
 }
 
-pub(crate) fn ping(socket: &Path, json: bool, args: PingArgs) -> Outcome {
+pub(crate) fn ping(at: &Daemon<'_>, args: PingArgs) -> Outcome {
     let millis = |seconds: f64| (seconds.clamp(0.0, 86_400.0) * 1000.0) as u64;
     let count = args.count.or(args.until_direct.then_some(UNTIL_DIRECT));
     let mut request = PingRequest::new(args.target.clone(), count);
     request.interval_ms = millis(args.interval);
     request.timeout_ms = millis(args.timeout).max(1);
-    let mut connection = Connection::open(socket)?;
+    request.network = at.network();
+    let mut connection = Connection::open(at.socket)?;
     connection.send(&LocalRequest::Ping(request))?;
     loop {
         match connection.receive()? {
             LocalResponse::PingReply(reply) => {
-                if json {
+                if at.json {
                     print_json(&reply)?
                 } else {
                     print(&output::ping_reply(&reply))?
@@ -110,13 +150,13 @@ pub(crate) fn ping(socket: &Path, json: bool, args: PingArgs) -> Outcome {
                 }
             }
             LocalResponse::PingDone(done) => {
-                if json {
+                if at.json {
                     print_json(&done)?
                 } else {
                     print(&output::ping_done(&args.target, &done))?
                 }
                 if args.until_direct {
-                    let why = reason(socket, &args.target).unwrap_or_else(|| "none was found in time".to_owned());
+                    let why = reason(at, &args.target).unwrap_or_else(|| "none was found in time".to_owned());
                     return Err(LocalError::new(LocalErrorKind::Failed, format!("no direct path: {why}")));
                 }
                 if done.received == 0 {
@@ -130,32 +170,20 @@ pub(crate) fn ping(socket: &Path, json: bool, args: PingArgs) -> Outcome {
     }
 }
 
-pub(crate) fn netcheck(socket: &Path, json: bool) -> Outcome {
-    match ask(socket, &LocalRequest::Netcheck(NetworkChoice::default()))? {
-        LocalResponse::Netcheck(check) if json => print_json(&check),
+pub(crate) fn netcheck(at: &Daemon<'_>) -> Outcome {
+    match at.ask(&LocalRequest::Netcheck(at.choice()))? {
+        LocalResponse::Netcheck(check) if at.json => print_json(&check),
         LocalResponse::Netcheck(check) => print(&output::netcheck(&check)),
         other => Err(unexpected(&other)),
     }
 }
 
 /// Why a peer is not reached directly.
-fn reason(socket: &Path, target: &str) -> Option<String> {
-    let Ok(LocalResponse::Paths { node_id, .. }) = ask(socket, &LocalRequest::Paths { target: target.to_owned() })
-    else {
-        return None;
-    };
-    match ask(socket, &LocalRequest::Peers(NetworkChoice::default())) {
+fn reason(at: &Daemon<'_>, target: &str) -> Option<String> {
+    let Ok(LocalResponse::Paths { node_id, .. }) = at.ask(&LocalRequest::Paths(at.peer(target))) else { return None };
+    match at.ask(&LocalRequest::Peers(at.choice())) {
         Ok(LocalResponse::Peers { peers }) => peers.into_iter().find(|peer| peer.node_id == node_id)?.reason,
         _ => None,
-    }
-}
-
-fn ask(socket: &Path, request: &LocalRequest) -> Result<LocalResponse, LocalError> {
-    let mut connection = Connection::open(socket)?;
-    connection.send(request)?;
-    match connection.receive()? {
-        LocalResponse::Error(error) => Err(error),
-        response => Ok(response),
     }
 }
 

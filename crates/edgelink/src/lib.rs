@@ -28,9 +28,10 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
 
     let socket = cli.socket.unwrap_or_else(|| edgelink_config::socket_path(&env));
+    let at = commands::Daemon { socket: &socket, json: cli.json, network: cli.network.as_deref() };
     let outcome = match cli.command {
         Command::Run(args) => {
-            return match daemon::run(args, socket, env) {
+            return match daemon::run(args, socket.clone(), env) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     eprintln!("edgelink: {error:#}");
@@ -38,15 +39,16 @@ pub fn main() -> ExitCode {
                 }
             };
         }
-        Command::Up(args) => commands::up(&socket, cli.json, args),
-        Command::Down => commands::down(&socket, cli.json),
-        Command::Status => commands::status(&socket, cli.json),
-        Command::Peers => commands::peers(&socket, cli.json),
-        Command::Routes { why } => commands::routes(&socket, cli.json, why),
-        Command::Netcheck => commands::netcheck(&socket, cli.json),
-        Command::Accept { target } => commands::accept(&socket, cli.json, target),
-        Command::Paths { target } => commands::paths(&socket, cli.json, target),
-        Command::Ping(args) => commands::ping(&socket, cli.json, args),
+        Command::Up(args) => commands::up(&at, args),
+        Command::Down => commands::down(&at),
+        Command::Status => commands::status(&at),
+        Command::Networks => commands::networks(&at),
+        Command::Peers => commands::peers(&at),
+        Command::Routes { why } => commands::routes(&at, why),
+        Command::Netcheck => commands::netcheck(&at),
+        Command::Accept { target } => commands::accept(&at, target),
+        Command::Paths { target } => commands::paths(&at, target),
+        Command::Ping(args) => commands::ping(&at, args),
         Command::Config(ConfigCommand::Init) => {
             commands::print(&edgelink_config::starter::<edgelink_config::ClientConfig>())
         }

@@ -1,8 +1,8 @@
 //! Answers as people see them: aligned tables, a hint where there is something to do.
 
 use edgelink_api::local::{
-    DaemonState, KnownPath, LocalError, LocalErrorKind, Nat, NatBehaviour, NatName, Netcheck, Path, PathKind,
-    PathState, Peer, PingDone, PingReply, Route, RouteWhy, Status,
+    DaemonState, JoinedNetwork, KnownPath, LocalError, LocalErrorKind, Nat, NatBehaviour, NatName, Netcheck, Path,
+    PathKind, PathState, Peer, PingDone, PingReply, Route, RouteWhy, Status,
 };
 use std::fmt::Write as _;
 
@@ -67,6 +67,22 @@ pub(crate) fn peers(peers: &[Peer]) -> String {
         let _ = writeln!(out, "{}: {reason}", peer.name);
     }
     out
+}
+
+pub(crate) fn networks(networks: &[JoinedNetwork]) -> String {
+    let header = ["NAME", "NETWORK", "STATE", "INTERFACE", "ADDRESS", "CONTROLLER"].map(str::to_owned).to_vec();
+    let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let rows = networks.iter().map(|network| {
+        vec![
+            or_dash(&network.label),
+            or_dash(&network.network),
+            state_name(network.state).to_owned(),
+            network.interface.clone(),
+            if network.addresses.is_empty() { "-".to_owned() } else { join(&network.addresses) },
+            or_dash(&network.controller),
+        ]
+    });
+    table(std::iter::once(header).chain(rows).collect())
 }
 
 pub(crate) fn netcheck(check: &Netcheck) -> String {
@@ -240,15 +256,22 @@ pub(crate) fn ping_done(target: &str, done: &PingDone) -> String {
 fn state(status: &Status) -> String {
     let name = match status.state {
         DaemonState::Down => "down (join with `edgelink up wss://CONTROLLER --key AUTHKEY`)",
+        other => state_name(other),
+    };
+    match &status.state_message {
+        Some(message) => format!("{name}: {message}"),
+        None => name.to_owned(),
+    }
+}
+
+fn state_name(state: DaemonState) -> &'static str {
+    match state {
+        DaemonState::Down => "down",
         DaemonState::Connecting => "connecting",
         DaemonState::WaitingForAuthorization => "waiting for authorization",
         DaemonState::Up => "up",
         DaemonState::Refused => "refused",
         DaemonState::Unknown => "unknown",
-    };
-    match &status.state_message {
-        Some(message) => format!("{name}: {message}"),
-        None => name.to_owned(),
     }
 }
 

@@ -95,6 +95,8 @@ pub(crate) struct Routing {
     served_list: Vec<IpNet>,
     /// Networks that this host is directly connected to.
     connected: Vec<IpNet>,
+    /// Overlays of other networks that it is in.
+    others: Vec<IpNet>,
     /// Our subnets that do not answer on our side.
     dead: BTreeSet<IpNet>,
     /// What the controller was told on the present connection.
@@ -121,6 +123,15 @@ impl Node {
         if self.routing.dead != dead {
             self.routing.dead = dead;
             self.announce_routes();
+        }
+    }
+
+    /// The overlay prefixes of other networks that this host is in: like networks that it is directly connected to, no
+    /// route of this one may take a part of them.
+    pub fn set_other_networks(&mut self, prefixes: &[IpNet], now: Now) {
+        if self.routing.others != prefixes {
+            self.routing.others = prefixes.to_vec();
+            self.rebuild_routes(now);
         }
     }
 
@@ -187,8 +198,8 @@ impl Node {
     }
 
     pub(crate) fn clear_routes(&mut self) {
-        let Routing { config, connected, dead, .. } = std::mem::take(&mut self.routing);
-        self.routing = Routing { config, connected, dead, ..Routing::default() };
+        let Routing { config, connected, others, dead, .. } = std::mem::take(&mut self.routing);
+        self.routing = Routing { config, connected, others, dead, ..Routing::default() };
         self.routing.table.clear();
     }
 
@@ -238,7 +249,7 @@ impl Node {
                 Some(Skip::NotAccepted)
             } else if served.contains(cidr) {
                 Some(Skip::Own)
-            } else if routing.connected.iter().any(|net| net.contains(cidr)) {
+            } else if routing.connected.iter().chain(&routing.others).any(|net| net.contains(cidr)) {
                 Some(Skip::Local)
             } else if prefix.gateways.iter().all(|gateway| gateway.denied) {
                 Some(Skip::Denied)

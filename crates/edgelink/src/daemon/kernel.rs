@@ -1,6 +1,7 @@
 //! What the kernel is told of a network: addresses, routes, and what gateway mode needs. All of it is undone at the end,
 //! and what a killed daemon left is removed at the next start (DESIGN §7).
 
+use super::shared::{Shared, Taken};
 use anyhow::{Context as _, Result};
 use edgelink_node::Interface;
 use edgelink_os::gateway::{self, Rules, Sysctls};
@@ -25,7 +26,7 @@ pub(crate) struct GatewaySettings {
 pub(crate) struct Kernel {
     tun: Rc<Tun>,
     gateway: Option<GatewaySettings>,
-    sysctls: Sysctls,
+    shared: Rc<Shared>,
     /// The firewall rules in force.
     rules: Option<Rules>,
     /// What could not be done, for `status`.
@@ -56,14 +57,13 @@ pub(crate) async fn clean_up(state: &Path) {
     Sysctls::open(&sysctl_file(state)).restore();
 }
 
-fn sysctl_file(state: &Path) -> std::path::PathBuf {
+pub(super) fn sysctl_file(state: &Path) -> std::path::PathBuf {
     state.join("gateway.json")
 }
 
 impl Kernel {
-    pub(crate) fn new(tun: Rc<Tun>, gateway: Option<GatewaySettings>, state: &Path) -> Self {
-        let sysctls = Sysctls::open(&sysctl_file(state));
-        Self { tun, gateway, sysctls, rules: None, problems: Vec::new() }
+    pub(crate) fn new(tun: Rc<Tun>, gateway: Option<GatewaySettings>, shared: Rc<Shared>) -> Self {
+        Self { tun, gateway, shared, rules: None, problems: Vec::new() }
     }
 
     /// What `gateway_mode` says from now on; takes effect with the next [`Self::apply`].
@@ -82,8 +82,9 @@ impl Kernel {
     pub(crate) async fn apply(&mut self, wanted: &Interface, protected: &BTreeSet<IpAddr>) -> Result<()> {
         self.problems.clear();
         let netlink = Netlink::open().context("cannot talk to the kernel's routing tables")?;
-        self.set_addresses(&netlink, &wanted.addresses).await?;
-        let up = !wanted.addresses.is_empty();
+        let addresses = self.claim(&wanted.addresses);
+        self.set_addresses(&netlink, &addresses).await?;
+        let up = !addresses.is_empty();
         let protected: BTreeSet<IpAddr> = protected.iter().chain(&wanted.stun_servers).copied().collect();
         let plan = plan(if up { &wanted.routes } else { &[] }, &protected);
         self.set_main(&netlink, &plan.main).await;
@@ -100,6 +101,20 @@ impl Kernel {
         if let Err(error) = self.apply(&Interface::default(), &BTreeSet::new()).await {
             tracing::debug!(error = format!("{error:#}"), "not taken back; it vanishes with the interface");
         }
+        self.shared.release(self.tun.name());
+    }
+
+    /// What no other network of this daemon has.
+    fn claim(&mut self, wanted: &[IpNet]) -> Vec<IpNet> {
+        let (mine, taken) = self.shared.claim(self.tun.name(), wanted);
+        for Taken { address, by: (net, interface) } in taken {
+            self.problem(format!(
+                "{} is not used: {net} belongs to the network on {interface} already; give one of the two another subnet, \
+                 or leave one (edgelink networks lists them)",
+                address.addr()
+            ));
+        }
+        mine
     }
 
     async fn set_addresses(&mut self, netlink: &Netlink, addresses: &[IpNet]) -> Result<()> {
@@ -140,7 +155,7 @@ impl Kernel {
 
     async fn serve(&mut self, served: &[IpNet]) {
         let Some(settings) = self.gateway.clone().filter(|_| !served.is_empty()) else {
-            self.sysctls.restore();
+            self.shared.sysctls.borrow_mut().release(self.tun.name());
             if self.rules.take().is_some()
                 && let Err(error) = gateway::remove(self.tun.name()).await
             {
@@ -153,7 +168,8 @@ impl Kernel {
             None => gateway::lan_interfaces(served, self.tun.name()),
         };
         let has = |v4: bool| served.iter().any(|net| matches!(net, IpNet::V4(_)) == v4);
-        if let Err(error) = self.sysctls.forward(self.tun.name(), &lans, has(true), has(false)) {
+        let forwarding = self.shared.sysctls.borrow_mut().forward(self.tun.name(), &lans, has(true), has(false));
+        if let Err(error) = forwarding {
             self.problem(error.to_string());
         }
         let snat = if settings.snat { served.to_vec() } else { Vec::new() };

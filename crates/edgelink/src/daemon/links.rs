@@ -1,5 +1,6 @@
 //! One connection to the controller or a relay: dialled, then driven by one task that reads and writes at once.
 
+use super::shared::Dialled;
 use super::tunnel::Tunnel;
 use super::{now, os_rng};
 use anyhow::{Context as _, Result};
@@ -9,12 +10,11 @@ use edgelink_net::tls::{self, ClientTls, Pin};
 use edgelink_net::ws::{AddressFilter, Dial, DialError, Event, Incoming, WebSocket, dial};
 use edgelink_node::{LinkId, Target};
 use edgelink_session::trust::Trust;
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 
 /// Messages are taken from the core while less than this is unsent: enough to keep TLS and TCP busy, little enough that
 /// a control message does not wait long.
@@ -32,13 +32,20 @@ pub(crate) struct Dialer {
     controller: Dial,
     relay: Dial,
     origin: String,
-    /// Addresses that were dialled: an accepted route must not capture them (DESIGN §7).
-    protected: Arc<watch::Sender<BTreeSet<IpAddr>>>,
 }
 
 impl Dialer {
     /// The controller is trusted by `pin` when there is one; relays on other origins by `ca_file` or the system's CAs.
-    pub(crate) fn new(config: &ClientConfig, profile_pin: Option<&str>, url: &WsUrl, env: &Env) -> Result<Self> {
+    ///
+    /// Addresses that are dialled are noted under the interface's name: an accepted route must not capture them
+    /// (DESIGN §7).
+    pub(crate) fn new(
+        config: &ClientConfig,
+        profile_pin: Option<&str>,
+        url: &WsUrl,
+        env: &Env,
+        (dialled, interface): (Dialled, String),
+    ) -> Result<Self> {
         let pin = match (&config.pin, profile_pin) {
             (Some(pin), _) => Some(Pin(pin.hash())),
             (None, Some(text)) => Some(text.parse().context("the pin is malformed")?),
@@ -54,13 +61,12 @@ impl Dialer {
             allow_plain: !url.is_tls(),
             ..Dial::new(String::new(), tls)
         };
-        let protected = Arc::new(watch::Sender::new(BTreeSet::new()));
         let note = |filter: fn(IpAddr) -> bool| -> AddressFilter {
-            let protected = Arc::clone(&protected);
+            let (dialled, interface) = (Arc::clone(&dialled), interface.clone());
             Arc::new(move |address| {
                 let accepted = filter(address);
                 if accepted {
-                    protected.send_if_modified(|all| all.insert(address));
+                    dialled.send_if_modified(|all| all.entry(interface.clone()).or_default().insert(address));
                 }
                 accepted
             })
@@ -73,12 +79,7 @@ impl Dialer {
         };
         let filter = if config.relay.allow_local_addresses { |_| true } else { is_global_enough };
         let relay = Dial { address_filter: Some(note(filter)), ..base(tls(None)?) };
-        Ok(Self { controller, relay, origin: url.origin(), protected })
-    }
-
-    /// Addresses that were dialled, as they become known.
-    pub(super) fn protected(&self) -> Arc<watch::Sender<BTreeSet<IpAddr>>> {
-        Arc::clone(&self.protected)
+        Ok(Self { controller, relay, origin: url.origin() })
     }
 
     async fn dial(&self, target: &Target) -> Result<WebSocket, DialError> {

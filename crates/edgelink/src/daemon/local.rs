@@ -1,10 +1,11 @@
 //! The daemon's Unix socket: who may ask, and what is answered (DESIGN §7).
 
+use super::network::Network;
 use super::{Daemon, now, tunnel::Tunnel};
 use anyhow::{Context as _, Result, bail};
 use edgelink_api::local::{
-    DaemonState, LocalError, LocalErrorKind, LocalRequest, LocalResponse, MAX_REQUEST_LINE, NetworkChoice, PingDone,
-    PingReply, PingRequest, RoutesRequest, Status, UpRequest, from_line, to_line,
+    DaemonState, LocalError, LocalErrorKind, LocalRequest, LocalResponse, MAX_REQUEST_LINE, PeerChoice, PingDone,
+    PingReply, PingRequest, RoutesRequest, UpRequest, from_line, to_line,
 };
 use edgelink_model::NodeId;
 use edgelink_node::Node;
@@ -94,58 +95,49 @@ async fn connection(daemon: Rc<Daemon>, stream: UnixStream, allowed: bool) {
 }
 
 async fn answer(daemon: &Rc<Daemon>, request: LocalRequest) -> Result<LocalResponse, LocalError> {
+    let status = |network: &Network| Ok(LocalResponse::Status(Box::new(network.status())));
+    let of = |name: &Option<String>| daemon.network(name.as_deref());
     match request {
-        LocalRequest::Status(choice) => Ok(LocalResponse::Status(Box::new(status_of(daemon, &choice)?))),
-        LocalRequest::Peers(choice) => Ok(LocalResponse::Peers { peers: status_of(daemon, &choice)?.peers }),
-        LocalRequest::Routes(request) => routes(daemon, &request),
-        LocalRequest::Up(request) => up(daemon, request).await,
-        LocalRequest::Down => {
-            let this = Rc::clone(daemon);
-            finish(async move { this.down().await.map_err(failed) }).await?;
-            Ok(LocalResponse::Status(Box::new(daemon.status())))
+        LocalRequest::Status(choice) => status(&*of(&choice.network)?),
+        LocalRequest::Peers(choice) => Ok(LocalResponse::Peers { peers: of(&choice.network)?.status().peers }),
+        LocalRequest::Networks => {
+            Ok(LocalResponse::Networks { networks: daemon.all().iter().map(|network| network.listed()).collect() })
         }
-        LocalRequest::Netcheck(choice) => netcheck(daemon, &choice).await,
-        LocalRequest::Paths { target } => paths(daemon, &target),
-        LocalRequest::Accept { target } => accept(daemon, &target),
+        LocalRequest::Routes(request) => routes(&*of(&request.network)?, &request),
+        LocalRequest::Up(request) => up(daemon, request).await,
+        LocalRequest::Down(choice) => {
+            let network = of(&choice.network)?;
+            let this = Rc::clone(&network);
+            finish(async move { this.down().await.map_err(failed) }).await?;
+            status(&network)
+        }
+        LocalRequest::Netcheck(choice) => netcheck(&*of(&choice.network)?).await,
+        LocalRequest::Paths(choice) => paths(&*of(&choice.network)?, &choice),
+        LocalRequest::Accept(choice) => accept(&*of(&choice.network)?, &choice),
         LocalRequest::Ping(_) => Err(LocalError::new(LocalErrorKind::Failed, "ping is answered elsewhere")),
     }
 }
 
-fn routes(daemon: &Daemon, request: &RoutesRequest) -> Result<LocalResponse, LocalError> {
-    let status = status_of(daemon, &NetworkChoice { network: request.network.clone() })?;
-    let why = match (request.why, daemon.tunnel()) {
-        (Some(address), Some(tunnel)) => Some(tunnel.node.borrow().explain_route(address)),
-        (Some(_), None) => {
-            let text = "the daemon is down; `edgelink up` connects it";
-            return Err(LocalError::new(LocalErrorKind::Unreachable, text));
-        }
-        (None, _) => None,
+fn routes(network: &Network, request: &RoutesRequest) -> Result<LocalResponse, LocalError> {
+    let why = match request.why {
+        Some(address) => Some(network.tunnel().ok_or_else(down)?.node.borrow().explain_route(address)),
+        None => None,
     };
-    Ok(LocalResponse::Routes { routes: status.routes, why })
-}
-
-fn status_of(daemon: &Daemon, choice: &NetworkChoice) -> Result<Status, LocalError> {
-    let status = daemon.status();
-    match &choice.network {
-        Some(name) if status.network.as_ref() != Some(name) => {
-            Err(LocalError::new(LocalErrorKind::Usage, format!("this daemon is not in a network called {name:?}")))
-        }
-        _ => Ok(status),
-    }
+    Ok(LocalResponse::Routes { routes: network.status().routes, why })
 }
 
 /// Runs to its end what must not stop half-way when the command that asked for it is interrupted.
-async fn finish(work: impl Future<Output = Result<(), LocalError>> + 'static) -> Result<(), LocalError> {
+async fn finish<T: 'static>(work: impl Future<Output = Result<T, LocalError>> + 'static) -> Result<T, LocalError> {
     tokio::task::spawn_local(work).await.unwrap_or_else(|error| Err(failed(error.into())))
 }
 
 async fn up(daemon: &Rc<Daemon>, request: UpRequest) -> Result<LocalResponse, LocalError> {
     let wait = request.wait_ms;
     let this = Rc::clone(daemon);
-    finish(async move { this.up(request).await }).await?;
+    let network = finish(async move { this.up(request).await }).await?;
     if let Some(wait) = wait {
         let settled = async {
-            let Some(tunnel) = daemon.tunnel() else { return };
+            let Some(tunnel) = network.tunnel() else { return };
             let mut progress = tunnel.progress();
             loop {
                 let ready = progress.borrow_and_update().ready;
@@ -162,26 +154,22 @@ async fn up(daemon: &Rc<Daemon>, request: UpRequest) -> Result<LocalResponse, Lo
         // At the time limit the answer is the state as it is.
         let _ = tokio::time::timeout(Duration::from_millis(wait), settled).await;
     }
-    Ok(LocalResponse::Status(Box::new(daemon.status())))
+    Ok(LocalResponse::Status(Box::new(network.status())))
 }
 
-fn accept(daemon: &Rc<Daemon>, target: &str) -> Result<LocalResponse, LocalError> {
-    let tunnel = daemon
-        .tunnel()
-        .ok_or_else(|| LocalError::new(LocalErrorKind::Unreachable, "the daemon is down; `edgelink up` connects it"))?;
-    let peer = tunnel.node.borrow().find_peer(target);
-    let peer = peer.map_err(|e| LocalError::new(LocalErrorKind::Usage, e.to_string()))?;
+fn accept(network: &Network, choice: &PeerChoice) -> Result<LocalResponse, LocalError> {
+    let (tunnel, target) = (network.tunnel().ok_or_else(down)?, &choice.target);
+    let peer = find_peer(&tunnel, target)?;
     if !tunnel.feed(|node, now| node.accept_peer(peer, now)) {
         let text = format!("nothing is refused of {target}, or its machine key is not in the list of `trust`");
         return Err(LocalError::new(LocalErrorKind::Failed, text));
     }
-    Ok(LocalResponse::Status(Box::new(daemon.status())))
+    Ok(LocalResponse::Status(Box::new(network.status())))
 }
 
 /// Asks STUN servers anew and waits for what they say.
-async fn netcheck(daemon: &Rc<Daemon>, choice: &NetworkChoice) -> Result<LocalResponse, LocalError> {
-    status_of(daemon, choice)?;
-    let tunnel = daemon.tunnel().ok_or_else(down)?;
+async fn netcheck(network: &Network) -> Result<LocalResponse, LocalError> {
+    let tunnel = network.tunnel().ok_or_else(down)?;
     if tunnel.feed(Node::check_nat) {
         let mut progress = tunnel.progress();
         let settled = async {
@@ -197,14 +185,20 @@ async fn netcheck(daemon: &Rc<Daemon>, choice: &NetworkChoice) -> Result<LocalRe
     Ok(LocalResponse::Netcheck(Box::new(tunnel.netcheck())))
 }
 
-fn paths(daemon: &Rc<Daemon>, target: &str) -> Result<LocalResponse, LocalError> {
-    let tunnel = daemon.tunnel().ok_or_else(down)?;
-    let node = tunnel.node.borrow();
-    let peer = node.find_peer(target).map_err(|e| LocalError::new(LocalErrorKind::Usage, e.to_string()))?;
-    let paths = node.paths_to(peer, now());
-    drop(node);
-    let name = daemon.status().peers.iter().find(|p| p.node_id == peer).map(|p| p.name.clone()).unwrap_or_default();
-    Ok(LocalResponse::Paths { node_id: peer, name, paths })
+fn paths(network: &Network, choice: &PeerChoice) -> Result<LocalResponse, LocalError> {
+    let tunnel = network.tunnel().ok_or_else(down)?;
+    let peer = find_peer(&tunnel, &choice.target)?;
+    let paths = tunnel.node.borrow().paths_to(peer, now());
+    Ok(LocalResponse::Paths { node_id: peer, name: name_of(&tunnel, peer), paths })
+}
+
+fn find_peer(tunnel: &Tunnel, target: &str) -> Result<NodeId, LocalError> {
+    let found = tunnel.node.borrow().find_peer(target);
+    found.map_err(|error| LocalError::new(LocalErrorKind::Usage, error.to_string()))
+}
+
+fn name_of(tunnel: &Tunnel, peer: NodeId) -> String {
+    tunnel.status().peers.into_iter().find(|other| other.node_id == peer).map(|other| other.name).unwrap_or_default()
 }
 
 fn down() -> LocalError {
@@ -216,18 +210,15 @@ async fn ping(
     request: PingRequest,
     write: &mut (impl tokio::io::AsyncWrite + Unpin),
 ) -> std::io::Result<()> {
-    let found = daemon
-        .tunnel()
-        .ok_or_else(|| LocalError::new(LocalErrorKind::Unreachable, "the daemon is down; `edgelink up` connects it"))
-        .and_then(|tunnel| {
-            let peer = tunnel.node.borrow().find_peer(&request.target);
-            peer.map(|peer| (tunnel, peer)).map_err(|e| LocalError::new(LocalErrorKind::Usage, e.to_string()))
-        });
+    let found = daemon.network(request.network.as_deref()).and_then(|network| {
+        let tunnel = network.tunnel().ok_or_else(down)?;
+        find_peer(&tunnel, &request.target).map(|peer| (tunnel, peer))
+    });
     let (tunnel, peer) = match found {
         Ok(found) => found,
         Err(error) => return reply(write, &LocalResponse::Error(error)).await,
     };
-    let name = daemon.status().peers.iter().find(|p| p.node_id == peer).map(|p| p.name.clone()).unwrap_or_default();
+    let name = name_of(&tunnel, peer);
     let interval = Duration::from_millis(request.interval_ms.max(PingRequest::MIN_INTERVAL_MS));
     let timeout = Duration::from_millis(request.timeout_ms);
     let mut done = PingDone::default();

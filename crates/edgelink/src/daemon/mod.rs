@@ -1,55 +1,50 @@
-//! The daemon: configuration and profile in, one joined network out, commands answered on the local socket.
+//! The daemon: configuration and profiles in, joined networks out, commands answered on the local socket.
 
 mod health;
 mod kernel;
 mod links;
 mod local;
+mod network;
 mod settings;
+mod shared;
 mod state;
 mod tun_writer;
 mod tunnel;
 mod udp;
 
 use crate::cli::RunArgs;
-use anyhow::{Context as _, Result, anyhow, bail};
-use edgelink_api::local::{DaemonState, LocalError, LocalErrorKind, Status, UpRequest};
-use edgelink_config::{ClientConfig, Config as _, Env, SessionCipher, WsUrl};
-use edgelink_model::records::HostInfo;
-use edgelink_model::{Now, capabilities};
-use edgelink_node::{NodeConfig, P2pConfig, PathSettings};
-use edgelink_os::{host, privileges};
+use anyhow::{Context as _, Result, bail};
+use edgelink_api::local::{LocalError, LocalErrorKind, UpRequest};
+use edgelink_config::{ClientConfig, Config as _, Env, InterfaceName, NetworkConfig, is_network_label};
+use edgelink_model::Now;
+use edgelink_os::privileges;
 use getrandom::SysRng;
+use network::Network;
 use rand_core::UnwrapErr;
-use state::{Profile, StateDir};
+use shared::Shared;
+use state::StateDir;
 use std::cell::RefCell;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 use tokio::task::LocalSet;
-use tunnel::{Tunnel, TunnelConfig};
-use zeroize::Zeroizing;
 
-/// Path of the control channel when the URL names none (specification §10.2).
-const CONTROL_PATH: &str = "/ws/control";
+/// Once one network is usable, others hold up the line that scripts wait for no longer than this.
+const READY_GRACE: Duration = Duration::from_secs(10);
 
 /// The daemon's state, for everything on its one thread.
 pub(crate) struct Daemon {
-    /// As the file says now; replaced by [`Daemon::reload`].
-    config: RefCell<Rc<ClientConfig>>,
     /// The file, and the command line's word on the state directory.
     source: (Option<PathBuf>, Option<PathBuf>),
-    env: Env,
-    state: Arc<StateDir>,
-    profile: RefCell<Profile>,
-    tunnel: RefCell<Option<Rc<Tunnel>>>,
-    /// A tunnel was started.
-    started: Notify,
-    /// Held while the tunnel is started or stopped on request.
-    switching: Mutex<()>,
+    env: Rc<Env>,
+    shared: Rc<Shared>,
+    /// The first is the configuration's top level; then its `networks`; then those that `edgelink up` made, by name.
+    networks: RefCell<Vec<Rc<Network>>>,
+    /// Held while networks come and go.
+    changing: Mutex<()>,
 }
 
 /// `edgelink run`: returns when told to end.
@@ -89,31 +84,26 @@ async fn serve(
     }
     let root = nix::unistd::geteuid().is_root();
     let state = StateDir::open(&config.state_dir(&env, root), config.key_file.as_deref())?;
-    // Made now, so that a damaged key stops the daemon at once and not at the first `up`.
-    let machine = state.machine_key()?.public();
-    tracing::info!(machine = machine.fingerprint(), "edgelink {}", env!("CARGO_PKG_VERSION"));
-    let profile = RefCell::new(state.profile()?);
-    let daemon = Rc::new(Daemon {
-        config: RefCell::new(Rc::new(config)),
-        source,
-        env,
-        state: Arc::new(state),
-        profile,
-        tunnel: RefCell::default(),
-        started: Notify::new(),
-        switching: Mutex::new(()),
-    });
-    kernel::clean_up(daemon.state.path()).await;
+    tracing::info!("edgelink {}", env!("CARGO_PKG_VERSION"));
+    kernel::clean_up(state.path()).await;
+    let shared = Rc::new(Shared::new(&kernel::sysctl_file(state.path())));
+    let daemon = Rc::new(Daemon::new(&config, state, source, Rc::new(env), shared)?);
     let listener = local::bind(&socket)?;
     if let Err(error) = privileges::drop_to_net_admin() {
         tracing::warn!(%error, "privileges kept");
     }
 
     tokio::task::spawn_local(local::serve(Rc::clone(&daemon), listener));
-    if daemon.wants_up() {
-        daemon.start().await?;
-    } else {
+    if daemon.all().iter().all(|network| !network.wants_up()) {
         tracing::info!("no network to join yet: edgelink up wss://CONTROLLER --key AUTHKEY");
+    }
+    for (nth, network) in daemon.all().into_iter().enumerate() {
+        let started = network.start_if_wanted().await;
+        // The first one's failure is the daemon's; the others' must not cost the first.
+        match started {
+            Err(error) if nth == 0 => return Err(error),
+            _ => {}
+        }
     }
     tokio::task::spawn_local(announce_ready(Rc::clone(&daemon)));
     // Commands are answered; the network may be joined later, by `edgelink up`.
@@ -127,66 +117,105 @@ async fn serve(
     }
     tracing::info!("ending");
     edgelink_os::notify::stopping();
-    daemon.stop().await;
+    for network in daemon.all() {
+        network.end().await;
+    }
     if let Err(error) = std::fs::remove_file(&socket) {
         tracing::debug!(%error, "the local socket is gone already");
     }
     Ok(())
 }
 
-/// Prints the one line that scripts wait for, once the network is usable (DESIGN §8), and forgets the auth key that
-/// has served, each time that one has.
+/// Prints the one line that scripts wait for, once every network that is to be joined is usable (DESIGN §8), or some
+/// seconds after the first of them is.
 async fn announce_ready(daemon: Rc<Daemon>) {
-    let mut announced = false;
+    let mut deadline = None;
     loop {
-        let Some(mut progress) = daemon.tunnel().map(|tunnel| tunnel.progress()) else {
-            daemon.started.notified().await;
-            continue;
+        let wanted: Vec<Rc<Network>> = daemon.all().into_iter().filter(|network| network.wants_up()).collect();
+        let ready: Vec<String> =
+            wanted.iter().filter(|network| network.is_ready()).map(|network| network.summary()).collect();
+        if !ready.is_empty() {
+            let late = *deadline.get_or_insert_with(|| Instant::now() + READY_GRACE) <= Instant::now();
+            if ready.len() == wanted.len() || late {
+                // Whoever started us may have closed the pipe; the network matters more.
+                let _ = std::io::stdout().write_all(format!("ready {}\n", ready.join("; ")).as_bytes());
+                return;
+            }
+        }
+        let grace = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
         };
-        // The channel ends with its tunnel: then there is another one, or none.
-        if progress.wait_for(|p| p.ready).await.is_err() {
-            continue;
+        tokio::select! {
+            () = daemon.shared.turned.notified() => {}
+            () = grace => {}
         }
-        if !std::mem::replace(&mut announced, true) {
-            let status = daemon.status();
-            let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
-            let network = status.network.unwrap_or_default();
-            let line = format!("ready {} {} in network {network}\n", status.name, addresses.join(" "));
-            // Whoever started us may have closed the pipe; the network matters more.
-            let _ = std::io::stdout().write_all(line.as_bytes());
-        }
-        if let Err(error) = daemon.forget_auth_key() {
-            tracing::warn!(error = format!("{error:#}"), "the used auth key stays in the profile");
-        }
-        let _ = progress.wait_for(|p| !p.ready).await;
     }
 }
 
 impl Daemon {
-    pub(crate) fn tunnel(&self) -> Option<Rc<Tunnel>> {
-        self.tunnel.borrow().clone()
-    }
-
-    pub(crate) fn status(&self) -> Status {
-        match self.tunnel() {
-            Some(tunnel) => tunnel.status(),
-            None => Status {
-                state: DaemonState::Down,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                name: self.hostname(),
-                ..Status::default()
-            },
+    fn new(
+        config: &ClientConfig,
+        state: StateDir,
+        source: (Option<PathBuf>, Option<PathBuf>),
+        env: Rc<Env>,
+        shared: Rc<Shared>,
+    ) -> Result<Self> {
+        let made = state.further_networks()?;
+        let first = Network::new(None, top_level(config), state, &env, &shared)?;
+        let this = Self { source, env, shared, networks: RefCell::new(vec![first]), changing: Mutex::new(()) };
+        for network in config.further_networks() {
+            this.add(network, true)?;
         }
+        for (name, profile) in made {
+            if this.labelled(&name).is_none() {
+                this.add(made_by_up(config, name, profile.tun), false)?;
+            }
+        }
+        Ok(this)
     }
 
-    fn config(&self) -> Rc<ClientConfig> {
-        Rc::clone(&self.config.borrow())
+    /// All networks, the first one first.
+    pub(crate) fn all(&self) -> Vec<Rc<Network>> {
+        self.networks.borrow().clone()
     }
 
-    /// SIGHUP: takes over the configuration file as it is now. Routes and gateways change while the network is joined;
-    /// for anything else the network is left and joined again. A file that is not understood changes nothing.
+    /// The network that is meant: by its label here, or by its own name; without a name the first one that there is anything
+    /// to say of.
+    pub(crate) fn network(&self, name: Option<&str>) -> Result<Rc<Network>, LocalError> {
+        let all = self.all();
+        let Some(name) = name else {
+            let first = all.iter().find(|network| network.has_controller()).or(all.first());
+            return first.cloned().ok_or_else(|| LocalError::new(LocalErrorKind::Failed, "there is no network"));
+        };
+        let own = || all.iter().find(|network| network.name().as_deref() == Some(name)).cloned();
+        self.labelled(name).or_else(own).ok_or_else(|| {
+            let text = format!("this daemon is not in a network called {name:?}; `edgelink networks` lists them");
+            LocalError::new(LocalErrorKind::Usage, text)
+        })
+    }
+
+    fn labelled(&self, label: &str) -> Option<Rc<Network>> {
+        self.networks.borrow().iter().find(|network| network.label() == Some(label)).cloned()
+    }
+
+    fn add(&self, network: NetworkConfig, from_file: bool) -> Result<Rc<Network>> {
+        let root = self.all().first().map(|first| first.state_path()).context("there is no first network")?;
+        let NetworkConfig { name, config, .. } = network;
+        let directory = StateDir::of_network(&root, &name);
+        let context = || format!("network {name}");
+        let state = StateDir::open(&directory, config.key_file.as_deref()).with_context(context)?;
+        let network = Network::new(Some((name.clone(), from_file)), config, state, &self.env, &self.shared);
+        let network = network.with_context(context)?;
+        self.networks.borrow_mut().push(Rc::clone(&network));
+        Ok(network)
+    }
+
+    /// SIGHUP: takes over the configuration file as it is now. A file that is not understood changes nothing.
     async fn reload(&self) {
-        let _alone = self.switching.lock().await;
+        let _alone = self.changing.lock().await;
         let new = match read_config(&self.source, &self.env) {
             Ok(new) => new,
             Err(error) => {
@@ -194,169 +223,106 @@ impl Daemon {
                 return;
             }
         };
-        let old = self.config();
-        if (&new.state_dir, &new.key_file) != (&old.state_dir, &old.key_file) {
-            tracing::warn!("state_dir and key_file change with a restart of the daemon only");
-        }
-        let new = ClientConfig { state_dir: old.state_dir.clone(), key_file: old.key_file.clone(), ..new };
-        if new == *old {
-            tracing::info!("the configuration is the same as before");
-            return;
-        }
-        let routes = settings::routes(&new);
-        let only_routes = ClientConfig {
-            advertise_routes: new.advertise_routes.clone(),
-            accept_routes: new.accept_routes,
-            routes: new.routes.clone(),
-            gateway_mode: new.gateway_mode.clone(),
-            ..(*old).clone()
-        } == new;
-        *self.config.borrow_mut() = Rc::new(new);
-        match self.tunnel() {
-            Some(tunnel) if only_routes => {
-                tunnel.set_routes(&routes).await;
-                tracing::info!("took over the configuration");
+        let further = new.further_networks();
+        for network in self.all() {
+            if network.is_from_file() && !further.iter().any(|other| network.label() == Some(other.name.as_str())) {
+                tracing::info!(network = network.label(), "no longer in the configuration");
+                network.end().await;
+                self.networks.borrow_mut().retain(|other| !Rc::ptr_eq(other, &network));
             }
-            _ if !self.wants_up() => tracing::info!("took over the configuration"),
-            _ => {
-                tracing::info!("took over the configuration; joining the network again");
-                self.stop().await;
-                if let Err(error) = self.start().await {
-                    tracing::error!(error = format!("{error:#}"), "the network could not be joined again");
+        }
+        for network in self.all().into_iter().filter(|network| !network.is_from_file()) {
+            match network.label() {
+                None => network.reload(top_level(&new)).await,
+                Some(name) if further.iter().any(|other| other.name == name) => {}
+                Some(name) => network.reload(made_by_up(&new, name.to_owned(), network.tun_of_profile()).config).await,
+            }
+        }
+        for network in further {
+            match self.labelled(&network.name) {
+                Some(known) => {
+                    known.set_from_file();
+                    known.reload(network.config).await;
                 }
+                None => match self.add(network, true) {
+                    // What does not start says so, in the log and in `status`.
+                    Ok(added) => drop(added.start_if_wanted().await),
+                    Err(error) => tracing::error!(error = format!("{error:#}"), "a network is not joined"),
+                },
             }
         }
     }
 
-    /// Joins: with what was given, or as the last time.
-    pub(crate) async fn up(&self, request: UpRequest) -> Result<(), LocalError> {
-        let _alone = self.switching.lock().await;
+    /// Joins: with what was given, or as the last time. A name that is not known yet makes one more network.
+    pub(crate) async fn up(&self, request: UpRequest) -> Result<Rc<Network>, LocalError> {
+        let _alone = self.changing.lock().await;
         let usage = |text: String| LocalError::new(LocalErrorKind::Usage, text);
-        if let Some(url) = &request.controller {
-            if self.config().controller.is_some() {
-                return Err(usage("the configuration file names the controller; change it there".to_owned()));
-            }
-            url.parse::<WsUrl>().map_err(|e| usage(format!("{url:?} is no controller URL: {e}")))?;
-        }
-        if let Some(pin) = &request.pin {
-            pin.parse::<edgelink_net::tls::Pin>().map_err(|e| usage(format!("{pin:?} is no pin: {e}")))?;
-        }
-        let old = self.profile.borrow().clone();
-        let new = Profile {
-            controller: request.controller.or_else(|| old.controller.clone()),
-            pin: request.pin.or_else(|| old.pin.clone()),
-            auth_key: request.auth_key.map(|k| k.expose().to_owned()).or_else(|| old.auth_key.clone()),
-            hostname: request.hostname.or_else(|| old.hostname.clone()),
-            down: false,
+        let Some(name) = request.network.clone() else {
+            let first = self.all().into_iter().next();
+            let first = first.ok_or_else(|| usage("there is no network".to_owned()))?;
+            return first.up(request).await.map(|()| first);
         };
-        if new.controller.is_none() && self.config().controller.is_none() {
-            return Err(usage("which controller? edgelink up wss://HOST[:PORT] --key AUTHKEY".to_owned()));
+        if let Ok(known) = self.network(Some(&name)) {
+            return known.up(request).await.map(|()| known);
         }
-        let changed = new != old;
-        self.state.save_profile(&new).map_err(local::failed)?;
-        *self.profile.borrow_mut() = new;
-        let settled = matches!(self.status().state, DaemonState::Up | DaemonState::WaitingForAuthorization);
-        // Otherwise try anew at once: the person may have removed the cause of a refusal or failure.
-        if settled && !changed {
-            return Ok(());
+        if request.controller.is_none() {
+            let text = "this daemon is not in a network called";
+            return Err(usage(format!(
+                "{text} {name:?}; to join one more: edgelink up wss://HOST --network {name} --key …"
+            )));
         }
-        self.stop().await;
-        self.start().await.map_err(local::failed)
-    }
-
-    pub(crate) async fn down(&self) -> Result<()> {
-        let _alone = self.switching.lock().await;
-        let profile = Profile { down: true, ..self.profile.borrow().clone() };
-        self.state.save_profile(&profile)?;
-        *self.profile.borrow_mut() = profile;
-        self.stop().await;
-        Ok(())
-    }
-
-    fn wants_up(&self) -> bool {
-        let profile = self.profile.borrow();
-        self.config().controller.is_some() || (profile.controller.is_some() && !profile.down)
-    }
-
-    async fn start(&self) -> Result<()> {
-        let config = self.config();
-        let profile = self.profile.borrow().clone();
-        let url = match (&config.controller, &profile.controller) {
-            (Some(url), _) => url.clone(),
-            (None, Some(text)) => text.parse().map_err(|why| anyhow!("{text:?} is no controller URL: {why}"))?,
-            (None, None) => bail!("no controller is configured"),
-        };
-        let url = url.or_path(CONTROL_PATH);
-        let dialer = links::Dialer::new(&config, profile.pin.as_deref(), &url, &self.env)?;
-        // Before anything is joined: without a TUN there is no point, and its offloads decide our capabilities.
-        let tun = tunnel::open_tun(config.tun.name.as_str(), config.tun.mtu.into())?;
-        let node = NodeConfig {
-            controller_host: url.host().trim_matches(['[', ']']).to_ascii_lowercase(),
-            auth_key: self.auth_key(&profile)?,
-            host: HostInfo {
-                hostname: self.hostname(),
-                os: host::os().to_owned(),
-                arch: host::arch().to_owned(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-            },
-            trust: links::trust(&config.trust)?,
-            psk: None,
-            capabilities: self.capabilities(&tun),
-            paths: PathSettings { latency_report: config.relay.latency_report_interval_seconds.duration() },
-            p2p: P2pConfig {
-                enabled: config.p2p.enabled,
-                keepalive: config.p2p.keepalive_interval_seconds.duration(),
-                mtu: config.tun.mtu,
-                ..P2pConfig::default()
-            },
-        };
-        let routes = settings::routes(&config);
-        let tunnel = TunnelConfig { node, controller: url.to_string(), dialer, tun, routes };
-        let tunnel = Tunnel::start(tunnel, self.state.machine_key()?, Arc::clone(&self.state))?;
-        *self.tunnel.borrow_mut() = Some(tunnel);
-        self.started.notify_one();
-        Ok(())
-    }
-
-    /// What this node announces that it understands.
-    fn capabilities(&self, tun: &edgelink_os::tun::Tun) -> u32 {
-        let aes = self.config().session_cipher == SessionCipher::Auto && host::has_aes_gcm();
-        let super_packets = if tun.offload() { capabilities::SUPER_PACKETS } else { 0 };
-        super_packets | if aes { capabilities::AES_256_GCM } else { 0 }
-    }
-
-    async fn stop(&self) {
-        let tunnel = self.tunnel.borrow_mut().take();
-        if let Some(tunnel) = tunnel {
-            tunnel.stop().await;
+        if !is_network_label(&name) {
+            return Err(usage(format!(
+                "{name:?} is no name for a network here: use letters, digits, `.`, `_` and `-`"
+            )));
         }
+        let Some(first) = self.all().into_iter().next() else { return Err(usage("there is no network".to_owned())) };
+        let made = made_by_up(&first.config(), name, Some(self.free_interface()));
+        let network = self.add(made, false).map_err(local::failed)?;
+        let joined = network.up(request).await;
+        if joined.as_ref().is_err_and(|error| error.kind == LocalErrorKind::Usage) {
+            self.networks.borrow_mut().retain(|other| !Rc::ptr_eq(other, &network));
+        }
+        joined.map(|()| network)
     }
 
-    fn hostname(&self) -> String {
-        let given = self.profile.borrow().hostname.clone();
-        given.or_else(|| self.config().hostname.clone()).unwrap_or_else(host::hostname)
+    /// The first of wss-mesh1, wss-mesh2 … that no network here has.
+    fn free_interface(&self) -> String {
+        let used: Vec<String> = self.all().iter().map(|network| network.interface()).collect();
+        let names = (1..).map(|n| InterfaceName::numbered(n).as_str().to_owned());
+        let mut free = names.filter(|name| !used.contains(name));
+        free.next().unwrap_or_default()
     }
+}
 
-    fn auth_key(&self, profile: &Profile) -> Result<Option<Zeroizing<String>>> {
-        if let Some(key) = &profile.auth_key {
-            return Ok(Some(Zeroizing::new(key.clone())));
-        }
-        if let Some(key) = &self.config().auth_key {
-            return Ok(Some(Zeroizing::new(key.expose().to_owned())));
-        }
-        let config = self.config();
-        let Some(path) = &config.auth_key_file else { return Ok(None) };
-        let text = edgelink_os::files::read_private(path)?;
-        Ok(Some(Zeroizing::new(text.trim().to_owned())))
-    }
+/// The first network's part of the configuration.
+fn top_level(config: &ClientConfig) -> ClientConfig {
+    ClientConfig { networks: Vec::new(), ..config.clone() }
+}
 
-    fn forget_auth_key(&self) -> Result<()> {
-        let mut profile = self.profile.borrow_mut();
-        if profile.auth_key.take().is_some() {
-            self.state.save_profile(&profile)?;
-        }
-        Ok(())
+/// A network that `edgelink up --network` made: how this host is connected is as the file says; whom it joins and what it
+/// serves there is not.
+fn made_by_up(config: &ClientConfig, name: String, tun: Option<String>) -> NetworkConfig {
+    let defaults = ClientConfig::default();
+    let mut config = ClientConfig {
+        controller: None,
+        auth_key: None,
+        auth_key_file: None,
+        ca_file: config.ca_file.clone(),
+        pin: None,
+        state_dir: None,
+        key_file: None,
+        trust: defaults.trust.clone(),
+        advertise_routes: Vec::new(),
+        routes: defaults.routes.clone(),
+        gateway_mode: defaults.gateway_mode.clone(),
+        networks: Vec::new(),
+        ..config.clone()
+    };
+    if let Some(name) = tun.and_then(|name| InterfaceName::new(&name)) {
+        config.tun.name = name;
     }
+    NetworkConfig::new(name, config)
 }
 
 /// The present on both clocks.

@@ -44,6 +44,9 @@ pub(crate) struct Profile {
     /// `edgelink down` was the last word.
     #[serde(default)]
     pub(crate) down: bool,
+    /// Interface name, of a network that `edgelink up --network` made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tun: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,6 +86,27 @@ impl StateDir {
             written: Mutex::default(),
             _lock: lock,
         })
+    }
+
+    /// Where a further network keeps what is its own, below the first one's directory.
+    pub(crate) fn of_network(root: &Path, label: &str) -> PathBuf {
+        root.join("networks").join(label)
+    }
+
+    /// The further networks that `edgelink up` made, with what it was told.
+    pub(crate) fn further_networks(&self) -> Result<Vec<(String, Profile)>> {
+        let Ok(entries) = std::fs::read_dir(self.path.join("networks")) else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+            if edgelink_config::is_network_label(&name)
+                && let Some(profile) = self.read_json::<Profile>(&format!("networks/{name}/profile.json"))?
+                && profile.controller.is_some()
+            {
+                found.push((name, profile));
+            }
+        }
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
     }
 
     pub(crate) fn path(&self) -> &Path {

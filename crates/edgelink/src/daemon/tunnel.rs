@@ -4,6 +4,7 @@
 //! channel: the TUN task seals straight into a link's batch, a link's reader opens in place and writes to the TUN.
 
 use super::kernel::{GatewaySettings, Kernel};
+use super::shared::Shared;
 use super::state::StateDir;
 use super::tun_writer::TunWriter;
 use super::udp;
@@ -42,6 +43,7 @@ pub(crate) struct TunnelConfig {
     pub(crate) dialer: links::Dialer,
     pub(crate) tun: Rc<Tun>,
     pub(crate) routes: RouteSettings,
+    pub(crate) shared: Rc<Shared>,
 }
 
 /// What the configuration says of routes and gateways; may change while the network is joined.
@@ -85,8 +87,7 @@ pub(crate) struct Tunnel {
     /// Some link has taken messages: the TUN may be read again.
     pub(super) drained: Notify,
     interface: watch::Sender<Option<Interface>>,
-    /// Addresses that never go into the tunnel: whatever was dialled.
-    protected: Arc<watch::Sender<BTreeSet<IpAddr>>>,
+    pub(super) shared: Rc<Shared>,
     kernel: tokio::sync::Mutex<Kernel>,
     /// What the kernel would not do, for `status`.
     problems: RefCell<Vec<String>>,
@@ -113,11 +114,11 @@ impl Tunnel {
         let persisted = state.node_state(&config.controller)?;
         let mut node = Node::new(config.node, machine, persisted, now(), &mut os_rng());
         node.set_routing(config.routes.routing.clone(), now());
-        let kernel = Kernel::new(Rc::clone(&config.tun), config.routes.gateway.clone(), state.path());
+        let kernel = Kernel::new(Rc::clone(&config.tun), config.routes.gateway.clone(), Rc::clone(&config.shared));
         let this = Rc::new(Self {
             node: RefCell::new(node),
             controller: config.controller,
-            protected: config.dialer.protected(),
+            shared: config.shared,
             dialer: config.dialer,
             tun_writer: TunWriter::new(Rc::clone(&config.tun)),
             tun: config.tun,
@@ -389,9 +390,12 @@ impl Tunnel {
     /// Applies the wanted addresses to the interface, the newest wish only.
     async fn run_interface(self: Rc<Self>) {
         let mut wishes = self.interface.subscribe();
-        let mut protected = self.protected.subscribe();
+        let mut dialled = self.shared.dialled().subscribe();
+        let mut overlays = self.shared.overlays();
         // A restored configuration has expressed its wish before this task began.
         wishes.mark_changed();
+        // So may other networks have taken their prefixes.
+        overlays.mark_changed();
         let mut failed = false;
         loop {
             // After a failure the same wish is tried again, unless a newer one comes first.
@@ -404,12 +408,21 @@ impl Tunnel {
             };
             tokio::select! {
                 changed = wishes.changed() => if changed.is_err() { return },
-                changed = protected.changed() => if changed.is_err() { return },
+                changed = dialled.changed() => if changed.is_err() { return },
+                changed = overlays.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    overlays.mark_unchanged();
+                    let others = self.shared.others(self.tun.name());
+                    self.feed(|node, now| node.set_other_networks(&others, now));
+                }
                 () = again => {}
             }
             let wish = wishes.borrow_and_update().clone();
             let Some(interface) = wish else { continue };
-            let around = protected.borrow_and_update().clone();
+            dialled.mark_unchanged();
+            let around = self.shared.protected();
             let outcome = self.configure(&interface, &around).await;
             failed = outcome.is_err();
             match outcome {

@@ -233,7 +233,7 @@ pub(super) async fn watch_addresses(tunnel: Rc<Tunnel>) {
         }
     };
     loop {
-        let addresses = local_addresses(tunnel.tun.name());
+        let addresses = local_addresses(|name| name == tunnel.tun.name() || tunnel.shared.carries(name));
         tunnel.feed(|node, now| node.set_local_addresses(&addresses, now));
         let Some(watch) = &watch else { return };
         if changed(watch).await.is_err() {
@@ -243,8 +243,8 @@ pub(super) async fn watch_addresses(tunnel: Rc<Tunnel>) {
     }
 }
 
-/// Addresses of interfaces that are up and have a carrier, without loopback and the TUN itself.
-fn local_addresses(tun: &str) -> Vec<IpNet> {
+/// Addresses of interfaces that are up and have a carrier, without loopback and our own tunnels.
+fn local_addresses(ours: impl Fn(&str) -> bool) -> Vec<IpNet> {
     let interfaces = match getifaddrs() {
         Ok(interfaces) => interfaces,
         Err(error) => {
@@ -254,7 +254,7 @@ fn local_addresses(tun: &str) -> Vec<IpNet> {
     };
     interfaces
         .filter(|entry| {
-            entry.interface_name != tun
+            !ours(&entry.interface_name)
                 && entry.flags.contains(InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING)
                 && !entry.flags.contains(InterfaceFlags::IFF_LOOPBACK)
         })
@@ -310,6 +310,6 @@ mod tests {
 
     #[test]
     fn loopback_is_no_address_to_be_reached_at() {
-        assert!(local_addresses("wss-mesh0").iter().all(|net| !net.addr().is_loopback()));
+        assert!(local_addresses(|_| false).iter().all(|net| !net.addr().is_loopback()));
     }
 }
