@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use bytes::{Buf, Bytes};
@@ -15,15 +16,17 @@ use tokio::{
     net::TcpStream,
 };
 
+use crate::{pace::MAX_BUDGET, stream::PacedStream};
+
 /// Bytes read from the socket at once. rustls asks for 4 KiB at a time; without a buffer below it, every one of those
 /// would be a system call.
 pub const READ_BUFFER: usize = 64 * 1024;
 
 /// A TCP socket with a read buffer of [`READ_BUFFER`] bytes; writes pass through, gathered.
-pub(crate) type Socket = BufReader<TcpStream>;
+pub(crate) type Socket = BufReader<PacedStream>;
 
 pub(crate) fn socket(stream: TcpStream) -> Socket {
-    BufReader::with_capacity(READ_BUFFER, stream)
+    BufReader::with_capacity(READ_BUFFER, PacedStream::new(stream))
 }
 
 /// A connected byte stream with its two addresses.
@@ -111,6 +114,18 @@ impl Conn {
         }
     }
 
+    /// How much to write at once, by what the connection is seen to deliver: the kernel is asked at most every 10 ms. All
+    /// that is useful where there is no TCP socket to ask.
+    pub fn budget(&mut self, now: Instant) -> usize {
+        let socket = match &mut self.transport {
+            Transport::Tcp(socket) => socket,
+            Transport::Client(tls) => tls.get_mut().0,
+            Transport::Server(tls) => tls.get_mut().0,
+            Transport::Other(_) => return MAX_BUDGET,
+        };
+        socket.get_mut().update(now).budget()
+    }
+
     fn stream(&mut self) -> Pin<&mut dyn Stream> {
         match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream),
@@ -122,7 +137,8 @@ impl Conn {
 }
 
 fn addresses(socket: &Socket) -> (Option<SocketAddr>, Option<SocketAddr>) {
-    (socket.get_ref().local_addr().ok(), socket.get_ref().peer_addr().ok())
+    let tcp = socket.get_ref().tcp();
+    (tcp.local_addr().ok(), tcp.peer_addr().ok())
 }
 
 impl AsyncRead for Conn {

@@ -6,15 +6,17 @@
 //! - [`tls`] makes rustls configurations: own CA, native roots, or an SPKI pin.
 //! - [`ws`] dials ([`ws::dial`]) and accepts ([`ws::upgrade_response`], [`ws::accept`]) WebSockets.
 //! - [`server`] listens, does TLS and HTTP, and limits unauthenticated connections.
-//! - [`tcp`] and [`conn`] are the sockets below.
+//! - [`tcp`] and [`conn`] are the sockets below; [`pace`] says how much to write to one at once.
 //!
 //! Nothing here knows a frame of the WSS-Mesh protocol, a token, or a node.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "adapters may read the clock")]
 
 pub mod conn;
+pub mod pace;
 mod proxy;
 pub mod server;
+mod stream;
 pub mod tcp;
 pub mod tls;
 pub mod ws;

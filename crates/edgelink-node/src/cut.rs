@@ -32,6 +32,36 @@ impl Node {
         outcome
     }
 
+    /// A super-packet that would occupy its connection for too long goes as several, each of at most `limit` bytes.
+    pub(crate) fn send_sliced(
+        &mut self,
+        peer: NodeId,
+        header: &VirtioHeader,
+        packet: &[u8],
+        limit: usize,
+        plan: Plan,
+        now: Now,
+    ) -> Result<(), Drop> {
+        let mut outcome = Ok(());
+        virtio::slice(header, packet, limit, |header, slice| {
+            let plain = *header == [0; virtio::LEN];
+            let (flags, parts): (_, &[&[u8]]) =
+                if plain { (Flags::default(), &[slice]) } else { (Flags::SUPER_PACKET, &[header, slice]) };
+            let sent = self.send_sealed(peer, FrameType::Data, flags, parts, plan, now);
+            outcome = outcome.and(sent);
+        })
+        .map_err(|_| Drop::NotIp)?;
+        outcome
+    }
+
+    /// The largest packet that should go in one frame the way that begins so.
+    pub(crate) fn packet_limit(&self, way: edgelink_path::Way) -> usize {
+        match self.exit_of(way) {
+            Some(Exit::Link(link)) => self.links.get(&link).map_or(usize::MAX, |link| link.packet_limit()),
+            _ => usize::MAX,
+        }
+    }
+
     /// The usual case of a direct path: peer, path and key are looked up once, every segment is written and sealed where it
     /// will be sent from.
     fn seal_segments(

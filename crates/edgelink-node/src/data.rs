@@ -54,7 +54,12 @@ impl Node {
             virtio::complete_checksum(&header, packet).map_err(|_| Drop::NotIp)?;
             self.send_sealed(peer, FrameType::Data, Flags::default(), &[packet], plan, now)?;
         } else if self.takes_super_packets(peer) && !narrow && virtio::validate(&header, packet).is_ok() {
-            self.send_sealed(peer, FrameType::Data, Flags::SUPER_PACKET, &[header_bytes, packet], plan, now)?;
+            let limit = self.packet_limit(plan.first);
+            if packet.len() <= limit {
+                self.send_sealed(peer, FrameType::Data, Flags::SUPER_PACKET, &[header_bytes, packet], plan, now)?;
+            } else {
+                self.send_sliced(peer, &header, packet, limit, plan, now)?;
+            }
         } else {
             // The peer wants plain packets, or would refuse this one (it may not fit a frame), or two ways are used
             // at once and one may be narrow: cut it here.

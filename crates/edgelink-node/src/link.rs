@@ -28,15 +28,17 @@ pub enum Target {
     },
 }
 
-/// Data frames are gathered into messages of at most this many bytes: large enough that WebSocket and TLS cost little,
-/// small enough that a control message does not wait long behind one.
-pub(crate) const MAX_BATCH: usize = 128 << 10;
+/// Data frames are gathered into messages of at most this many bytes, or of the link's budget if that is less: large enough
+/// that WebSocket and TLS cost little, small enough that a control message does not wait long behind one.
+pub(crate) const MAX_BATCH: usize = 192 << 10;
+/// The least that a budget can be: the largest packet of a 1,500-byte path.
+const MIN_BUDGET: usize = 1_500;
 /// Bound of what waits for one link. Beyond it data is dropped.
 pub(crate) const MAX_QUEUE: usize = 1 << 20;
 /// Bound with control frames included. Nobody honest reaches it: a relay that pings without reading our answers would.
 const MAX_CONTROL_QUEUE: usize = MAX_QUEUE + (256 << 10);
-/// The shell stops reading the TUN while more than this waits: the kernel's own queue then drops fairly.
-const TUN_PAUSE: usize = 2 * MAX_BATCH;
+/// The shell stops reading the TUN while more than so many budgets wait: the kernel's own queue then drops.
+const TUN_PAUSE: usize = 2;
 /// A full link that takes nothing for this long no longer stops the reading.
 const STALL: Duration = Duration::from_millis(300);
 
@@ -48,6 +50,8 @@ pub(crate) struct Link {
     /// Batches of DATA frames; the last one is still being filled.
     data: VecDeque<BytesMut>,
     queued: usize,
+    /// Bytes that should be sent at once, by what the connection delivers.
+    budget: usize,
     announced: bool,
     /// Where the last frame begins in the last batch.
     last_frame: usize,
@@ -75,8 +79,8 @@ impl Link {
         if self.queued + len > MAX_QUEUE {
             return Err(Drop::QueueFull);
         }
-        if self.data.back().is_none_or(|batch| batch.len() + len > MAX_BATCH) {
-            self.data.push_back(BytesMut::with_capacity(MAX_BATCH));
+        if self.data.back().is_none_or(|batch| batch.len() + len > self.budget) {
+            self.data.push_back(BytesMut::with_capacity(self.budget.max(len)));
         }
         let Some(batch) = self.data.back_mut() else { return Err(Drop::QueueFull) };
         let start = batch.len();
@@ -102,7 +106,12 @@ impl Link {
     }
 
     fn is_full(&self) -> bool {
-        self.queued >= TUN_PAUSE
+        self.queued >= TUN_PAUSE * self.budget
+    }
+
+    /// The largest packet to send in one frame.
+    pub(crate) fn packet_limit(&self) -> usize {
+        self.budget
     }
 }
 
@@ -116,6 +125,7 @@ impl Node {
             control: VecDeque::new(),
             data: VecDeque::new(),
             queued: 0,
+            budget: MAX_BATCH,
             announced: false,
             last_frame: 0,
             taken: 0,
@@ -125,6 +135,14 @@ impl Node {
         self.links.insert(id, link);
         self.events.push_back(Event::Dial { link: id, target });
         id
+    }
+
+    /// How many bytes should be handed to a link's connection at once: about 5 ms of what it delivers (DESIGN §6). Messages
+    /// are made no longer, and TCP super-packets that are longer are sent as several; single packets are what they are.
+    pub fn set_link_budget(&mut self, id: LinkId, bytes: usize) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.budget = bytes.clamp(MIN_BUDGET, MAX_BATCH);
+        }
     }
 
     /// Forgets a link and asks the shell to close it.

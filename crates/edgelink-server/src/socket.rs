@@ -6,15 +6,15 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Instant;
 use tokio::sync::Notify;
 
-/// Messages are taken from the core while less than this is unsent: what waits in the core's queue is still subject to
-/// its bounds, what is here is not.
-const UNSENT: usize = 128 << 10;
 /// Messages, and bytes, handled before others get a turn: what is for one receiver must fit its queue several times over until
 /// that one's task has run.
 const RECEIVE_BATCH: usize = 32;
 const RECEIVE_BYTES: usize = 256 << 10;
+/// What is still taken from the core for a connection that is to be closed, in bytes.
+const LAST_WORDS: usize = 128 << 10;
 /// How long a connection that is to be closed may take to take what was queued.
 const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// RFC 6455 §7.4.1.
@@ -55,8 +55,10 @@ pub async fn drive(mut ws: WebSocket, handle: Rc<Handle>, core: &impl Core) {
     let mut more = true;
     let result: Result<(), WsError> = async {
         loop {
-            while more && ws.unsent() < UNSENT {
-                core.transmit(UNSENT, &mut out);
+            // What waits in the core's queue is still subject to its bounds, what is here is not.
+            let budget = ws.budget(Instant::now());
+            while more && ws.unsent() < budget {
+                core.transmit(budget - ws.unsent(), &mut out);
                 more = !out.is_empty();
                 for message in out.drain(..) {
                     ws.feed(message)?;
@@ -64,7 +66,7 @@ pub async fn drive(mut ws: WebSocket, handle: Rc<Handle>, core: &impl Core) {
             }
             if let Some(flush) = handle.closing.get() {
                 if flush {
-                    core.transmit(UNSENT, &mut out);
+                    core.transmit(LAST_WORDS, &mut out);
                     out.drain(..).try_for_each(|message| ws.feed(message))?;
                 }
                 return Ok(());

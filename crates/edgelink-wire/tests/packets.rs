@@ -8,7 +8,7 @@ use common::vector;
 use edgelink_wire::packet::{self, IpView, checksum, pseudo_header};
 use edgelink_wire::virtio::{
     F_DATA_VALID, F_NEEDS_CSUM, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, LEN, MAX_SEGMENTS, MAX_SUPER_PACKET, Segments,
-    VirtioError, VirtioHeader, complete_checksum, segment, validate,
+    VirtioError, VirtioHeader, complete_checksum, segment, slice, validate,
 };
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -178,6 +178,24 @@ proptest! {
     }
 
     #[test]
+    fn slices_are_valid_super_packets_and_cut_into_the_same_segments(given in any_super(), limit in 0_usize..12_000) {
+        let (header, packet) = (given.header(), given.packet());
+        let (mut again, mut sizes) = (Vec::new(), Vec::new());
+        let count = slice(&header, &packet, limit, |header, slice| {
+            let header = VirtioHeader::parse(header).unwrap();
+            assert!(validate(&header, slice).is_ok() || slice.len() - given.headers() > MAX_SEGMENTS * usize::from(given.gso_size));
+            segment(&header, slice, None, |packet| again.push(packet.to_vec())).unwrap();
+            sizes.push(slice.len());
+        }).unwrap();
+        prop_assert_eq!(again, given.cut(None));
+        prop_assert_eq!(count, sizes.len());
+        let one = given.headers() + usize::from(given.gso_size);
+        prop_assert!(sizes.iter().all(|len| *len <= limit.max(one)));
+        // No more of them than needed: two neighbours never fit one.
+        prop_assert!(sizes.windows(2).all(|pair| pair[0] + usize::from(given.gso_size) > limit));
+    }
+
+    #[test]
     fn arbitrary_super_packets_never_panic(
         header in any::<[u8; LEN]>(), sane in any::<bool>(), whole in any_super(), cut in any::<prop::sample::Index>(),
         damage in any::<(prop::sample::Index, u8)>(), noise in proptest::collection::vec(any::<u8>(), 0..200),
@@ -194,6 +212,9 @@ proptest! {
             if valid.is_ok() {
                 prop_assert!(segmented.is_ok_and(|count| count <= MAX_SEGMENTS));
             }
+            let mut sliced = 0;
+            let slices = slice(&header, bytes, 1_000, |_, bytes| sliced += bytes.len());
+            prop_assert_eq!(slices.is_ok(), sliced > 0);
             let _ = complete_checksum(&header, &mut bytes.to_vec());
             if let Some(view) = packet::parse(bytes) {
                 prop_assert!(view.total_len <= bytes.len() && view.transport <= view.total_len);

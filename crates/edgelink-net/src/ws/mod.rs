@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll, Waker, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -195,6 +195,11 @@ impl WebSocket {
     #[must_use]
     pub fn conn(&self) -> &Conn {
         self.stream.get_ref()
+    }
+
+    /// How many bytes to [feed](Self::feed) before they are on their way, by what the connection delivers ([`crate::pace`]).
+    pub fn budget(&mut self, now: Instant) -> usize {
+        self.stream.get_mut().budget(now)
     }
 
     /// What the other end said when it closed; `None` before, and when it just went away.

@@ -7,9 +7,11 @@
 
 mod join;
 mod segment;
+mod slice;
 
 pub use join::Joiner;
 pub use segment::{Segments, segment};
+pub use slice::slice;
 
 use crate::packet::{self, IPV6_HEADER_LEN, IpView, checksum};
 

@@ -95,7 +95,7 @@ impl<'a> Segments<'a> {
             }
             How::Cut { whole, .. } => {
                 let finished = self.done + len == self.packet.len();
-                write_segment(whole, self.packet, self.done, self.index, finished, out)?;
+                write_segment(whole, self.packet, self.done, self.index, finished, false, out)?;
                 self.done += len - whole.payload;
                 self.index = self.index.wrapping_add(1);
                 finished
@@ -109,9 +109,17 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// Builds the segment that carries the payload from `done` on, as much as fills `out`. `None` cannot happen: `Whole` has
-/// proved that the headers are there.
-fn write_segment(whole: &Whole, packet: &[u8], done: usize, index: u16, last: bool, out: &mut [u8]) -> Option<()> {
+/// Builds the segment that carries the payload from `done` on, as much as fills `out`; `partial` leaves its checksum to the
+/// kernel. `None` cannot happen: `Whole` has proved that the headers are there.
+pub(super) fn write_segment(
+    whole: &Whole,
+    packet: &[u8],
+    done: usize,
+    index: u16,
+    last: bool,
+    partial: bool,
+    out: &mut [u8],
+) -> Option<()> {
     let transport = whole.ip.transport;
     let len = out.len();
     let (header, payload) = out.split_at_mut_checked(whole.payload)?;
@@ -146,8 +154,11 @@ fn write_segment(whole: &Whole, packet: &[u8], done: usize, index: u16, last: bo
         }
         super::TCP_CSUM_OFFSET
     };
-    put16(segment, csum_offset, 0)?;
     let pseudo = pseudo_header(whole.ip.src, whole.ip.dst, whole.ip.proto, segment.len());
+    if partial {
+        return put16(segment, csum_offset, u16::try_from(pseudo).ok()?);
+    }
+    put16(segment, csum_offset, 0)?;
     let sum = match checksum(pseudo, segment) {
         // Both are zero in one's complement, but in UDP 0 means "no checksum" (RFC 768).
         0 if udp => 0xffff,

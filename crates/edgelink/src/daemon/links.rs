@@ -14,11 +14,9 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 use tokio::sync::{Notify, oneshot};
 
-/// Messages are taken from the core while less than this is unsent: enough to keep TLS and TCP busy, little enough that
-/// a control message does not wait long.
-const UNSENT: usize = 128 << 10;
 /// Messages, and bytes, handled before others get a turn.
 const RECEIVE_BATCH: usize = 32;
 const RECEIVE_BYTES: usize = 256 << 10;
@@ -151,7 +149,10 @@ async fn drive(
     // What was queued before this task listened was announced before too.
     let mut more = true;
     loop {
-        while more && ws.unsent() < UNSENT {
+        // Enough to keep TLS and TCP busy, little enough that what is more urgent does not wait long.
+        let budget = ws.budget(Instant::now());
+        tunnel.node.borrow_mut().set_link_budget(link, budget);
+        while more && ws.unsent() < budget {
             let message = tunnel.node.borrow_mut().poll_transmit(link);
             match message {
                 Some(message) => {
