@@ -38,6 +38,11 @@ section! {
         /// Cipher between nodes: "auto" (AES-256-GCM where both processors have instructions for it, else
         /// ChaCha20-Poly1305) or "chacha20-poly1305".
         session_cipher: SessionCipher = SessionCipher::Auto;
+        /// Pre-shared key, 32 bytes in base64 (`openssl rand -base64 32`), mixed into the session keys: only nodes with the
+        /// same one can talk to each other, whatever the controller says. Left out: none.
+        psk: Option<Secret> = None, eg r#""CHANGE_ME""#;
+        /// File that holds the pre-shared key; read when the network is joined.
+        psk_file: Option<PathBuf> = None, eg r#""/etc/edgelink/psk""#;
         /// The virtual interface.
         tun: TunSection = TunSection::default();
         /// Subnets behind this node to offer to the others.
@@ -165,6 +170,12 @@ impl Config for ClientConfig {
         if self.auth_key.as_ref().is_some_and(|key| secrets::is_placeholder(key.expose())) {
             let problem = "this is a placeholder; get a key with `edgelink-ctl token generate --type auth-key`";
             return unusable("auth_key", problem);
+        }
+        if self.psk.is_some() && self.psk_file.is_some() {
+            return unusable("psk_file", "give `psk` or `psk_file`, not both");
+        }
+        if let Some(problem) = self.psk.as_ref().and_then(|psk| secrets::parse_psk(psk.expose()).err()) {
+            return unusable("psk", &problem);
         }
         if self.hostname.as_ref().is_some_and(|name| name.trim().is_empty() || name.len() > 255) {
             return unusable("hostname", "it must have 1 to 255 bytes");

@@ -45,7 +45,7 @@ pub use networks::{NetworkConfig, is_network_label};
 pub use paths::{
     DEFAULT_SOCKET, default_client_state_dir, default_controller_state_dir, default_server_state_dir, socket_path,
 };
-pub use secrets::{MAKE_SECRET, MIN_JWT_SECRET, is_placeholder};
+pub use secrets::{MAKE_PSK, MAKE_SECRET, MIN_JWT_SECRET, is_placeholder, parse_psk};
 pub use server::{Mesh, RelayListener, ServerConfig, ServerController, ServerJwt};
 pub use settings::{Changed, Setting, SettingInfo, Settings, Takes, hidden_by_environment, load_controller};
 pub use starter::starter;

@@ -134,3 +134,26 @@ fn state_directories_and_socket() {
     let controller = ControllerConfig::default();
     assert_eq!(controller.database_path(&home, true), PathBuf::from("/var/lib/edgelink/controller/mesh.db"));
 }
+
+#[test]
+fn a_pre_shared_key_is_32_bytes() {
+    let good = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    let with = |psk: &str| validate::<ClientConfig>(&format!(r#"{{"psk": "{psk}"}}"#));
+    assert_eq!(with(good), Ok(vec![]));
+    assert_eq!(parse_psk(&format!(" {good}\n")).unwrap()[31], 31);
+    for (bad, words) in [
+        ("CHANGE_ME", "this is a placeholder"),
+        ("AAECAw==", "it has 4 bytes, not 32"),
+        ("not base64!", "44 characters of base64"),
+        ("", "it has 0 bytes"),
+    ] {
+        let error = with(bad).unwrap_err();
+        assert!(
+            error.contains("`psk`") && error.contains(words) && error.contains("openssl rand -base64 32"),
+            "{error}"
+        );
+        assert!(bad.len() < 5 || !error.contains(bad), "{error}");
+    }
+    let both = validate::<ClientConfig>(&format!(r#"{{"psk": "{good}", "psk_file": "/k"}}"#));
+    assert!(both.unwrap_err().contains("not both"));
+}

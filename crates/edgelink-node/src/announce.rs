@@ -163,6 +163,9 @@ impl Node {
 
     /// A frame of a peer under a key that we do not know: it has missed a key of ours, or we have missed one of its.
     pub(crate) fn greet_stranger(&mut self, peer: NodeId, now: Now) {
+        if let Some(state) = self.peers.get_mut(peer) {
+            state.unopened = Some((state.unopened.map_or(now.mono, |(first, _)| first), now.mono));
+        }
         self.introduce(peer, true, now);
     }
 

@@ -224,6 +224,7 @@ impl Node {
                 let peer = self.peers.get_mut(opened.peer).ok_or(Drop::UnknownKey)?;
                 peer.last_rx = Some(now.mono);
                 peer.undeliverable = None;
+                peer.unopened = None;
                 let wider = if peer.arrivals.note(way, now.mono) { peer.arrivals.poll_timeout() } else { None };
                 let (from, plaintext) = (opened.peer, opened.plaintext);
                 if let Some(until) = wider {

@@ -35,6 +35,8 @@ pub(crate) struct Peer {
     /// The relay's last word on why frames did not arrive.
     pub(crate) undeliverable: Option<String>,
     pub(crate) announce: Announce,
+    /// The first and the last of its frames that no key of ours opens, since one was opened.
+    pub(crate) unopened: Option<(Instant, Instant)>,
     pub(crate) last_rx: Option<Instant>,
     pub(crate) last_tx: Option<Instant>,
     pub(crate) rx_bytes: u64,
@@ -254,6 +256,7 @@ impl Peer {
             statement: None,
             refused: None,
             undeliverable: None,
+            unopened: None,
             announce: Announce::default(),
             last_rx: None,
             last_tx: None,

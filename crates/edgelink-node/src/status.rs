@@ -14,7 +14,22 @@ use std::time::{Duration, Instant};
 /// A peer is talked with while packets went either way within this time.
 const ACTIVE: Duration = Duration::from_secs(120);
 
+/// Missed keys are made up for within a second or two; what lasts longer is no missed key.
+const UNOPENED_FOR: Duration = Duration::from_secs(3);
+/// And this long ago it may have ended.
+const UNOPENED_SINCE: Duration = Duration::from_secs(30);
+const UNOPENED: &str =
+    "its packets cannot be opened, although its key is known: is the pre-shared key (psk) the same there?";
+
 impl Peer {
+    /// Its frames have come for a while, and no key of ours opens them.
+    fn cannot_be_opened(&self, now: Instant) -> bool {
+        self.unopened.is_some_and(|(first, last)| {
+            last.saturating_duration_since(first) >= UNOPENED_FOR
+                && now.saturating_duration_since(last) < UNOPENED_SINCE
+        })
+    }
+
     pub(crate) fn is_active(&self, now: Instant) -> bool {
         let recent = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < ACTIVE);
         recent(self.last_tx) || recent(self.last_rx)
@@ -109,6 +124,7 @@ impl Node {
         let path = self.path(peer);
         let reason = match (&peer.refused, &peer.undeliverable, has_session) {
             (Some(refused), _, _) => Some(refused.clone()),
+            _ if peer.cannot_be_opened(now.mono) => Some(UNOPENED.to_owned()),
             (None, Some(undeliverable), _) if !peer.online => Some(undeliverable.clone()),
             (None, _, false) => Some("it has not announced a key yet".to_owned()),
             (None, _, true) if path.kind == PathKind::None => {

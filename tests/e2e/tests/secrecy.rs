@@ -3,13 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::{
+    fs::Permissions,
     io::{Read, Write},
     net::IpAddr,
+    os::unix::fs::PermissionsExt,
     time::Duration,
 };
 
-use edgelink_e2e::{Net, SOON, TUN, random};
+use edgelink_api::local::Status;
+use edgelink_e2e::{Net, NetOptions, SOON, TUN, random};
 use edgelink_testbed::topology::TcpOnly;
+use serde_json::json;
 
 #[test]
 fn a_payload_marker_is_nowhere_at_the_relay() {
@@ -88,5 +92,48 @@ fn a_payload_marker_is_nowhere_at_the_relay() {
     for node in &net.nodes {
         assert!(!node.process().unwrap().stderr().contains(key));
     }
+    net.check_alive().unwrap();
+}
+
+#[test]
+fn only_nodes_with_the_same_pre_shared_key_talk() {
+    let Some(mut net) = Net::lab(&["a", "b", "c"], NetOptions::default()).unwrap() else { return };
+    let dir = net.lab_ref().dir().to_owned();
+    // 32 bytes of 1 and of 2.
+    let psk = |letters: &str| format!("{}{}", letters.repeat(10), if letters == "AQEB" { "AQE=" } else { "AgI=" });
+    // One by the file, one in the configuration, and one that does not know it.
+    let file = dir.join("psk");
+    std::fs::write(&file, psk("AQEB") + "\n").unwrap();
+    std::fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+    net.nodes[0].configure(&json!({ "psk_file": file })).unwrap();
+    net.nodes[1].configure(&json!({ "psk": psk("AQEB") })).unwrap();
+    net.nodes[2].configure(&json!({ "psk": psk("AgIC") })).unwrap();
+    net.start_controller().unwrap();
+
+    // A file that others may read is refused.
+    net.nodes[0].run().unwrap();
+    let join = net.join_command().to_owned();
+    let refused = net.nodes[0].shell(&join).unwrap().output().unwrap();
+    assert!(!refused.status.success() && refused.stderr.contains("chmod 600"), "{}", refused.stderr);
+    std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    net.nodes[0].shell(&join).unwrap().run().unwrap();
+    net.join(1).unwrap();
+    net.nodes[1].wait_ping(net.nodes[0].overlay().unwrap(), SOON).unwrap();
+
+    // The other one gets nothing through, either way, and both ends say why.
+    net.nodes[2].run().unwrap();
+    net.nodes[2].shell(&join).unwrap().run().unwrap();
+    net.nodes[2].wait_peer("a").unwrap();
+    let to_a = net.nodes[0].overlay().unwrap().to_string();
+    let pings = net.nodes[2].host.command("ping").args(["-n", "-i", "0.3", &to_a]).spawn_logged().unwrap();
+    for (node, peer) in [(0, "c"), (2, "a")] {
+        let told = |status: &Status| {
+            let peer = status.peers.iter().find(|other| other.name == peer);
+            peer.and_then(|peer| peer.reason.as_ref()).is_some_and(|reason| reason.contains("pre-shared key"))
+        };
+        let status = net.nodes[node].wait_status("the reason", SOON, told).unwrap();
+        assert!(status.peers.iter().all(|other| other.name != peer || other.rx_bytes == 0), "{:?}", status.peers);
+    }
+    pings.terminate(SOON).unwrap();
     net.check_alive().unwrap();
 }

@@ -300,7 +300,7 @@ impl Network {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },
             trust: links::trust(&config.trust)?,
-            psk: None,
+            psk: psk(&config)?,
             capabilities: self.capabilities(&tun),
             paths: PathSettings { latency_report: config.relay.latency_report_interval_seconds.duration() },
             p2p: P2pConfig {
@@ -379,4 +379,18 @@ impl Network {
         }
         Ok(())
     }
+}
+
+fn psk(config: &ClientConfig) -> Result<Option<Zeroizing<[u8; 32]>>> {
+    let text = match (&config.psk, &config.psk_file) {
+        (Some(psk), _) => Zeroizing::new(psk.expose().to_owned()),
+        (None, Some(file)) => Zeroizing::new(edgelink_os::files::read_private(file)?),
+        (None, None) => return Ok(None),
+    };
+    let parsed = edgelink_config::parse_psk(&text);
+    let psk = parsed.map_err(|problem| match &config.psk_file {
+        Some(file) => anyhow!("{}: {problem}", file.display()),
+        None => anyhow!("psk: {problem}"),
+    })?;
+    Ok(Some(Zeroizing::new(psk)))
 }
