@@ -42,7 +42,7 @@ fn main() -> Result<()> {
 
     let at_b = b.overlay()?.to_string();
     let pingers = [Pinger::start(a, b.overlay()?)?, Pinger::start(b, a.overlay()?)?];
-    let server = b.host.command("iperf3").args(["-s", "-1", "-p", &PORT.to_string()]).spawn_logged()?;
+    let server = b.host.command("iperf3").args(["-s", "-1", "--forceflush", "-p", &PORT.to_string()]).spawn_logged()?;
     server.wait_line("Server listening", SOON)?;
     let (time, rate, port) = (seconds.to_string(), format!("{mbit}M"), PORT.to_string());
     let client = a.host.command("iperf3").args(["-c", &at_b, "-p", &port, "-t", &time, "-b", &rate, "-i", "1", "-J"]);
