@@ -56,7 +56,9 @@ pub fn server_configuration(
     let mut relay = json!({ "enabled": record.relay });
     let data: Option<WsUrl> = record.url.as_deref().and_then(|url| url.parse().ok());
     if let (Some(map), Some(data)) = (relay.as_object_mut(), data.filter(|_| record.relay)) {
-        map.insert("listen".to_owned(), format!("0.0.0.0:{}", data.port()).into());
+        // `[::]` takes IPv4 too, and does not exist where IPv6 is turned off.
+        let any = if data.host().starts_with('[') { "[::]" } else { "0.0.0.0" };
+        map.insert("listen".to_owned(), format!("{any}:{}", data.port()).into());
         map.insert("ws_data".to_owned(), data.path().into());
         map.insert("public_url".to_owned(), data.to_string().into());
         let files = json!({ "cert": "/etc/edgelink/cert.pem", "key": "/etc/edgelink/key.pem" });
@@ -64,7 +66,8 @@ pub fn server_configuration(
     }
     let mut stun = json!({ "enabled": record.stun });
     if let (Some(map), true) = (stun.as_object_mut(), record.stun) {
-        map.insert("listen".to_owned(), format!("0.0.0.0:{}", record.stun_port).into());
+        let any = if record.stun_ip.is_some_and(|ip| ip.is_ipv6()) { "[::]" } else { "0.0.0.0" };
+        map.insert("listen".to_owned(), format!("{any}:{}", record.stun_port).into());
         map.insert("external_ip".to_owned(), record.stun_ip.map(|ip| ip.to_string()).into());
         if let Some(second) = record.stun_ip2 {
             map.insert("secondary_ip".to_owned(), second.to_string().into());

@@ -75,8 +75,11 @@ fn main() -> Result<()> {
         pings = (pings.0 + seen.sent, pings.1 + if lost == 1 { 0 } else { lost });
     }
     let rotations: usize = keys.iter().map(|seen| seen.len().saturating_sub(1)).sum();
-    let drops: Vec<_> = net.nodes.iter().map(|node| Ok((node.host.name().to_owned(), node.status()?.drops))).collect::<Result<_>>()?;
-    println!("| path | seconds | rotations | MB moved | of Mbit/s offered | retransmits | seconds without a byte | pings | lost |");
+    let drops: Vec<_> =
+        net.nodes.iter().map(|node| Ok((node.host.name().to_owned(), node.status()?.drops))).collect::<Result<_>>()?;
+    println!(
+        "| path | seconds | rotations | MB moved | of Mbit/s offered | retransmits | seconds without a byte | pings | lost |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|");
     println!(
         "| {path} | {:.0} | {rotations} | {:.0} | {:.1} of {mbit} | {:.0} | {silent} | {} | {} |",
