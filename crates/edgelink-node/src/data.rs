@@ -2,6 +2,7 @@
 
 use crate::link::LinkId;
 use crate::paths::Plan;
+use crate::waiting::Wait;
 use crate::{Drop, Event, Node};
 use edgelink_model::{NodeId, Now, ServerId, capabilities};
 use edgelink_path::{Hops, Way};
@@ -19,16 +20,29 @@ const COMPLAIN_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Node {
     /// One read of the TUN: a 10-byte virtio header and an IP packet or TCP super-packet. May complete the packet's
-    /// checksum in place.
+    /// checksum in place. What must wait is copied; [`Self::handle_tun_buffer`] need not do that.
     pub fn handle_tun(&mut self, frame: &mut [u8], now: Now) {
-        if let Err(reason) = self.send_packet(frame, now) {
-            self.drops.count(reason);
+        match self.send_or_wait(frame, now) {
+            Ok(None) => {}
+            Ok(Some(wait)) => self.wait(&wait, frame.to_vec(), frame.len(), now),
+            Err(reason) => self.drops.count(reason),
         }
     }
 
-    fn send_packet(&mut self, frame: &mut [u8], now: Now) -> Result<(), Drop> {
-        let (header_bytes, packet) = frame.split_at_mut_checked(virtio::LEN).ok_or(Drop::NotIp)?;
-        let header = VirtioHeader::parse(header_bytes).ok_or(Drop::NotIp)?;
+    /// [`Self::handle_tun`] for what fills the first `len` bytes of a buffer that another of the same length may take the place of.
+    pub fn handle_tun_buffer(&mut self, buffer: &mut Vec<u8>, len: usize, now: Now) {
+        match self.send_or_wait(buffer.get_mut(..len).unwrap_or_default(), now) {
+            Ok(None) => {}
+            Ok(Some(wait)) => {
+                let frame = self.take_frame(buffer, len);
+                self.wait(&wait, frame, len, now);
+            }
+            Err(reason) => self.drops.count(reason),
+        }
+    }
+
+    fn send_or_wait(&mut self, frame: &mut [u8], now: Now) -> Result<Option<Wait>, Drop> {
+        let packet = frame.get(virtio::LEN..).ok_or(Drop::NotIp)?;
         let ip = packet::parse(packet).ok_or(Drop::NotIp)?;
         let identity = self.identity.as_ref().ok_or(Drop::NoSession)?;
         if !identity.addresses.contains(&ip.src) && !self.serves(ip.src) {
@@ -38,8 +52,21 @@ impl Node {
             Some(peer) => peer,
             None => self.gateway_for(&ip, packet).ok_or(Drop::NoRoute)?,
         };
+        if let Some(exit) = self.busy_exit(peer) {
+            let flow = packet::flow_hash(&ip, packet) as u16;
+            return Ok(Some(Wait { exit, peer, flow }));
+        }
+        self.send_packet(peer, frame, now).map(|()| None)
+    }
+
+    /// Seals a packet for a peer and queues it where it will be sent from.
+    pub(crate) fn send_packet(&mut self, peer: NodeId, frame: &mut [u8], now: Now) -> Result<(), Drop> {
+        let (header_bytes, packet) = frame.split_at_mut_checked(virtio::LEN).ok_or(Drop::NotIp)?;
+        let header = VirtioHeader::parse(header_bytes).ok_or(Drop::NotIp)?;
+        let ip = packet::parse(packet).ok_or(Drop::NotIp)?;
         let bytes = packet.len();
         let mut plan = self.plan(peer, bytes, now)?;
+        plan.label = self.labels.label(packet::flow_hash(&ip, packet) as u16, bytes, now.mono);
         let narrow = plan.hedging || plan.limit.is_some();
         // TCP is cut to what the path carries; datagrams are what they are.
         let whole = match header.gso_type & !virtio::GSO_ECN {
@@ -80,7 +107,7 @@ impl Node {
             return Err(Drop::TooLarge);
         }
         let relay = self.relay_way(peer).ok_or(Drop::TooLarge)?;
-        *plan = Plan { first: relay, second: None, hedging: plan.hedging, limit: None };
+        *plan = Plan { first: relay, second: None, limit: None, ..*plan };
         Ok(())
     }
 

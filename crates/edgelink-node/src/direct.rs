@@ -59,6 +59,8 @@ pub(crate) struct Direct {
     pub(crate) extras: BTreeMap<SocketId, Extra>,
     pub(crate) budget: Budget,
     pub(crate) queue: UdpQueue,
+    /// What waits unsealed until there is room.
+    pub(crate) waiting: crate::waiting::Queue,
     pub(crate) keepalives: u32,
 }
 
@@ -77,6 +79,7 @@ impl Direct {
             extras: BTreeMap::new(),
             budget: Budget::new(config.budget),
             queue: UdpQueue::default(),
+            waiting: crate::waiting::Queue::new(),
             keepalives: 0,
         }
     }
@@ -184,7 +187,10 @@ impl Node {
     }
 
     /// The next datagrams to be sent; call until `None` after [`Event::Datagrams`].
-    pub fn poll_datagram(&mut self) -> Option<Transmit> {
+    pub fn poll_datagram(&mut self, now: Now) -> Option<Transmit> {
+        if self.direct.queue.is_empty() {
+            self.refill_udp(now);
+        }
         self.direct.queue.pop()
     }
 

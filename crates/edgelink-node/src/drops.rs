@@ -28,8 +28,12 @@ reasons! {
     TooLarge = "too_large",
     /// From the TUN: no relay is connected.
     NoPath = "no_path",
-    /// From the TUN: the queue towards the relay is full; or an answer that the other end does not read.
+    /// From the TUN: the queue towards the relay or the peer is full; or an answer that the other end does not read.
     QueueFull = "queue_full",
+    /// From the TUN: its flow keeps the way out of here busy; the sender is to slow down (CoDel).
+    Codel = "codel",
+    /// From the TUN: has waited for more than a second.
+    TooOld = "too_old",
     /// From a relay: a malformed frame or message.
     Malformed = "malformed",
     /// From a relay: not for us.

@@ -35,6 +35,7 @@ mod sockets;
 mod status;
 mod timers;
 mod udp;
+mod waiting;
 
 pub use direct::P2pConfig;
 pub use drops::Drop;
@@ -217,6 +218,8 @@ pub struct Node {
     pings: ping::Pings,
     timers: Timers,
     drops: Drops,
+    labels: waiting::Labels,
+    spare: waiting::Spare,
     /// When a newer statement of ours that we have not made was heard.
     own_heard_at: Option<Instant>,
     /// When the TUN was last told that a packet is too large.
@@ -261,6 +264,8 @@ impl Node {
             pings: ping::Pings::default(),
             timers: Timers::default(),
             drops: Drops::default(),
+            labels: waiting::Labels::default(),
+            spare: waiting::Spare::default(),
             own_heard_at: None,
             complained_at: None,
             events: VecDeque::new(),
@@ -305,7 +310,6 @@ impl Node {
                 Timer::Tell(peer) => self.tell_timeout(peer, now),
                 Timer::Stun => self.stun_timeout(now, rng),
                 Timer::Window(peer) => self.window_timeout(peer, now),
-                Timer::Stall(link) => self.stall_timeout(link, now),
                 Timer::Gateway(node) => self.gateway_timeout(node, now),
                 Timer::Report => self.report_timeout(now),
                 Timer::Rotate => self.rotate(now, rng),
@@ -324,12 +328,12 @@ impl Node {
 
     /// The connection ended or could not be made; `reason` is shown to the user.
     pub fn link_closed(&mut self, link: LinkId, reason: &str, now: Now, rng: &mut impl rand_core::Rng) {
-        let Some(gone) = self.links.remove(&link) else { return };
-        self.timers.clear(Timer::Stall(link));
+        let Some(mut gone) = self.links.remove(&link) else { return };
         match gone.target() {
             Target::Control => self.control_closed(reason, now, rng),
             Target::Relay { id, .. } => self.relay_closed(*id, reason, now, rng),
         }
+        self.send_orphans(std::mem::take(gone.waiting()), now);
     }
 
     /// One WebSocket binary message arrived; DATA is opened in place and handed to `tun`, which gets a virtio header

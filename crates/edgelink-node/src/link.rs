@@ -1,12 +1,11 @@
 //! One connection to the controller or a relay, and what waits to be written to it.
 
-use crate::timers::Timer;
+use crate::waiting::Queue;
 use crate::{Drop, Event, Node};
 use bytes::{Bytes, BytesMut};
 use edgelink_model::{Now, ServerId};
 use edgelink_wire::data;
 use std::collections::VecDeque;
-use std::time::Duration;
 
 /// Name of one connection; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,10 +36,6 @@ const MIN_BUDGET: usize = 1_500;
 pub(crate) const MAX_QUEUE: usize = 1 << 20;
 /// Bound with control frames included. Nobody honest reaches it: a relay that pings without reading our answers would.
 const MAX_CONTROL_QUEUE: usize = MAX_QUEUE + (256 << 10);
-/// The shell stops reading the TUN while more than so many budgets wait: the kernel's own queue then drops.
-const TUN_PAUSE: usize = 2;
-/// A full link that takes nothing for this long no longer stops the reading.
-const STALL: Duration = Duration::from_millis(300);
 
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -55,12 +50,8 @@ pub(crate) struct Link {
     announced: bool,
     /// Where the last frame begins in the last batch.
     last_frame: usize,
-    /// Bytes taken by the shell so far.
-    taken: u64,
-    /// `taken` when the link was last found full.
-    taken_before: u64,
-    /// Full, and the shell takes nothing: it holds nobody up.
-    stalled: bool,
+    /// What waits unsealed until there is room.
+    waiting: Queue,
 }
 
 impl Link {
@@ -105,8 +96,18 @@ impl Link {
         self.data.back().and_then(|batch| batch.get(self.last_frame..)).unwrap_or_default()
     }
 
-    fn is_full(&self) -> bool {
-        self.queued >= TUN_PAUSE * self.budget
+    /// Whether a packet would have to wait.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.waiting.is_empty() || !self.takes_more()
+    }
+
+    /// Whether less is sealed than the connection should get at once.
+    pub(crate) fn takes_more(&self) -> bool {
+        self.queued < self.budget
+    }
+
+    pub(crate) fn waiting(&mut self) -> &mut Queue {
+        &mut self.waiting
     }
 
     /// The largest packet to send in one frame.
@@ -128,9 +129,7 @@ impl Node {
             budget: MAX_BATCH,
             announced: false,
             last_frame: 0,
-            taken: 0,
-            taken_before: 0,
-            stalled: false,
+            waiting: Queue::new(),
         };
         self.links.insert(id, link);
         self.events.push_back(Event::Dial { link: id, target });
@@ -148,7 +147,6 @@ impl Node {
     /// Forgets a link and asks the shell to close it.
     pub(crate) fn hang_up(&mut self, id: LinkId, last: Option<Bytes>) {
         if self.links.remove(&id).is_some() {
-            self.timers.clear(Timer::Stall(id));
             self.events.push_back(Event::Close { link: id, last });
         }
     }
@@ -165,29 +163,6 @@ impl Node {
         self.writable(id);
     }
 
-    /// Data was queued.
-    pub(crate) fn queued(&mut self, id: LinkId, now: Now) {
-        if let Some(link) = self.links.get_mut(&id)
-            && link.is_full()
-            && !link.stalled
-            && !self.timers.is_set(Timer::Stall(id))
-        {
-            link.taken_before = link.taken;
-            self.timers.set(Timer::Stall(id), now.mono + STALL);
-        }
-        self.writable(id);
-    }
-
-    /// A full link that takes nothing must not keep the TUN from those that do: its path is dead or soon will be.
-    pub(crate) fn stall_timeout(&mut self, id: LinkId, now: Now) {
-        let Some(link) = self.links.get_mut(&id).filter(|link| link.is_full()) else { return };
-        link.stalled = link.taken == link.taken_before;
-        if !link.stalled {
-            link.taken_before = link.taken;
-            self.timers.set(Timer::Stall(id), now.mono + STALL);
-        }
-    }
-
     /// Tells the shell, once until it asks, that there is something to write.
     pub(crate) fn writable(&mut self, id: LinkId) {
         if let Some(link) = self.links.get_mut(&id)
@@ -198,8 +173,11 @@ impl Node {
     }
 
     /// The next WebSocket message for a link; call until `None`. Call it when the link can take one, not before: what
-    /// waits here is still subject to the queue's bound.
-    pub fn poll_transmit(&mut self, id: LinkId) -> Option<Bytes> {
+    /// waits here is still subject to the queues' bounds, and packets of sparse flows go ahead of others until they are taken.
+    pub fn poll_transmit(&mut self, id: LinkId, now: Now) -> Option<Bytes> {
+        if self.links.get(&id)?.control.is_empty() {
+            self.refill_link(id, now);
+        }
         let link = self.links.get_mut(&id)?;
         let message = match link.control.pop_front() {
             Some(message) => message,
@@ -215,15 +193,6 @@ impl Node {
             },
         };
         link.queued = link.queued.saturating_sub(message.len());
-        link.taken += message.len() as u64;
-        link.stalled = false;
         Some(message)
-    }
-
-    /// Whether the shell should go on reading the TUN. Look again after each [`Node::poll_transmit`],
-    /// [`Node::poll_datagram`] and [`Node::handle_timeout`].
-    pub fn wants_tun(&self) -> bool {
-        let holds_up = |link: &Link| link.is_full() && !link.stalled && link.target != Target::Control;
-        !self.links.values().any(holds_up) && !self.direct.queue.is_full()
     }
 }

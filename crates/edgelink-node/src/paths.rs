@@ -33,12 +33,14 @@ pub(crate) struct Plan {
     pub(crate) hedging: bool,
     /// The largest IP packet that fits; `None`: whatever the TUN gives.
     pub(crate) limit: Option<u16>,
+    /// Which flow it belongs to, for relays ([`Flags::LABEL`]).
+    pub(crate) label: Flags,
 }
 
 impl Plan {
     /// This way and no other.
     pub(crate) fn only(way: Way) -> Self {
-        Self { first: way, second: None, hedging: false, limit: None }
+        Self { first: way, second: None, hedging: false, limit: None, label: Flags::NONE }
     }
 }
 
@@ -82,7 +84,7 @@ impl Node {
             self.want_direct(peer, now);
         }
         let first = sending.first.ok_or(Drop::NoPath)?;
-        Ok(Plan { first, second: sending.second, hedging, limit: sending.limit })
+        Ok(Plan { first, second: sending.second, hedging, limit: sending.limit, label: Flags::NONE })
     }
 
     /// Where anything else goes: it starts nothing.
@@ -90,7 +92,7 @@ impl Node {
         let state = self.peers.get_mut(peer)?;
         if let Some(paths) = &mut state.paths {
             let Sending { first, second, limit, .. } = paths.aside(bytes, now.mono);
-            return first.map(|first| Plan { first, second, hedging: paths.is_hedging(), limit });
+            return first.map(|first| Plan { limit, second, hedging: paths.is_hedging(), ..Plan::only(first) });
         }
         let first = prospect(&self.relay_ways, state.advice, now.mono)?.way;
         Some(Plan::only(first))
@@ -114,6 +116,7 @@ impl Node {
         if !self.sessions.as_ref().ok_or(Drop::NoSession)?.peer_confirmed(peer) {
             self.announce_until_confirmed(peer, now);
         }
+        let flags = if ty == FrameType::Data { flags | plan.label } else { flags };
         if ty != FrameType::Data {
             // Signalling overtakes data, here as in the relays.
             let mut frame = self.seal(peer, ty, flags, parts)?;
@@ -124,18 +127,18 @@ impl Node {
             return Ok(());
         }
         let outcome = match first {
-            Some((exit, way)) => self.seal_into(exit, way, peer, flags, parts, now),
+            Some((exit, way)) => self.seal_into(exit, way, peer, flags, parts),
             None => Err(Drop::NoPath),
         };
         let Some((exit, way)) = second else { return outcome };
         match (outcome, first) {
             (Ok(()), Some((first, _))) => {
                 // The second copy may be lost without harm, the first one not.
-                let _ = self.copy_last(first, exit, way, now);
+                let _ = self.copy_last(first, exit, way);
                 Ok(())
             }
             // A connection through which nothing passes is soon full: that must not stop what goes the other way.
-            _ => self.seal_into(exit, way, peer, flags, parts, now),
+            _ => self.seal_into(exit, way, peer, flags, parts),
         }
     }
 
@@ -159,15 +162,7 @@ impl Node {
     }
 
     /// Seals a DATA frame in place where it waits to be sent.
-    fn seal_into(
-        &mut self,
-        exit: Exit,
-        way: Way,
-        peer: NodeId,
-        flags: Flags,
-        parts: &[&[u8]],
-        now: Now,
-    ) -> Result<(), Drop> {
+    fn seal_into(&mut self, exit: Exit, way: Way, peer: NodeId, flags: Flags, parts: &[&[u8]]) -> Result<(), Drop> {
         let sessions = self.sessions.as_mut().ok_or(Drop::NoSession)?;
         let mut sealer = sessions.sealer(peer).map_err(|_| Drop::NoSession)?;
         let seal = |frame: &mut [u8]| {
@@ -178,7 +173,7 @@ impl Node {
         match exit {
             Exit::Link(id) => {
                 self.links.get_mut(&id).ok_or(Drop::NoPath)?.push_frame(parts, seal)?;
-                self.queued(id, now);
+                self.writable(id);
             }
             Exit::Udp(socket, remote) => {
                 self.direct.queue.push_frame(socket, remote, parts, seal)?;
@@ -189,7 +184,7 @@ impl Node {
     }
 
     /// Queues the frame that was last queued at `from` at `to` as well, with that way's *local only* flag.
-    fn copy_last(&mut self, from: Exit, to: Exit, way: Way, now: Now) -> Result<(), Drop> {
+    fn copy_last(&mut self, from: Exit, to: Exit, way: Way) -> Result<(), Drop> {
         if from == to {
             return Ok(());
         }
@@ -206,7 +201,7 @@ impl Node {
         match to {
             Exit::Link(id) => {
                 self.links.get_mut(&id).ok_or(Drop::NoPath)?.push_frame(&[text], copy)?;
-                self.queued(id, now);
+                self.writable(id);
             }
             Exit::Udp(socket, remote) => {
                 self.direct.queue.push_frame(socket, remote, &[text], copy)?;
@@ -214,6 +209,18 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Where a packet to this peer would have to wait for others now. Not while two ways are used: the one that is in doubt
+    /// must not keep packets from the other.
+    pub(crate) fn busy_exit(&self, peer: NodeId) -> Option<Exit> {
+        let paths = self.peers.get(peer)?.paths.as_ref()?;
+        let exit = self.exit_of(paths.way()?).filter(|_| !paths.is_hedging())?;
+        let busy = match exit {
+            Exit::Link(id) => self.links.get(&id)?.is_busy(),
+            Exit::Udp(..) => !self.direct.waiting.is_empty() || !self.direct.queue.takes_more(),
+        };
+        busy.then_some(exit)
     }
 
     /// What a way begins with, if that is open.

@@ -4,7 +4,6 @@ use edgelink_model::{NodeId, ServerId};
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-use crate::link::LinkId;
 use crate::ping::PingId;
 
 /// Why the node wants to be woken.
@@ -28,8 +27,6 @@ pub(crate) enum Timer {
     Stun,
     /// A peer's replay window may shrink again.
     Window(NodeId),
-    /// See whether a full link still takes messages.
-    Stall(LinkId),
     /// A gateway's hold-down ends, or a dead one is probed again.
     Gateway(NodeId),
     /// Tell the controller our latencies.
@@ -57,10 +54,6 @@ impl Timers {
         if self.at.get(&timer).is_none_or(|old| at < *old) {
             self.set(timer, at);
         }
-    }
-
-    pub(crate) fn is_set(&self, timer: Timer) -> bool {
-        self.at.contains_key(&timer)
     }
 
     pub(crate) fn clear(&mut self, timer: Timer) {

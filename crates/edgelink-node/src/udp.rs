@@ -15,8 +15,8 @@ const MAX_RUN: usize = 65_000;
 const LARGE_BUFFERS: usize = 16;
 /// Bound of what waits. Beyond it data is dropped.
 const MAX_QUEUE: usize = 1 << 20;
-/// The shell stops reading the TUN while more than this waits.
-const PAUSE: usize = 512 << 10;
+/// While so much is sealed, packets wait unsealed: two runs keep the socket busy.
+const ENOUGH: usize = 128 << 10;
 
 /// One datagram or several of one size, to one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,8 +169,14 @@ impl UdpQueue {
         Some(next)
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.queued >= PAUSE
+    /// Whether less is sealed than the socket should get at once.
+    pub(crate) fn takes_more(&self) -> bool {
+        self.queued < ENOUGH
+    }
+
+    /// Whether the shell would get something at once.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queued == 0
     }
 
     pub(crate) fn clear(&mut self) {

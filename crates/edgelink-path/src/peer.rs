@@ -186,6 +186,11 @@ impl PeerPaths {
         }
     }
 
+    /// The way of the current path.
+    pub fn way(&self) -> Option<Way> {
+        self.way
+    }
+
     /// Whether packets are doubled now: they should be small (DESIGN §5).
     pub fn is_hedging(&self) -> bool {
         self.hedge.is_some() && self.standby.is_some()

@@ -33,6 +33,8 @@ struct Way {
     dst: NodeId,
     lane: Lane,
     local_only: bool,
+    /// Which of their flows, as the sender says.
+    label: Flags,
 }
 
 /// Who sent a message.
@@ -201,7 +203,7 @@ impl Relay {
             }
         }
         let local_only = frame.flags.contains(Flags::LOCAL_ONLY);
-        Ok(Verdict::Forward(Way { src, dst, lane, local_only }))
+        Ok(Verdict::Forward(Way { src, dst, lane, local_only, label: frame.flags.label() }))
     }
 
     fn may_announce(&mut self, conn: ConnId, ty: u8, dst: NodeId, now: Now) -> bool {
@@ -256,8 +258,8 @@ impl Relay {
                 let len = bytes.len() as u64;
                 let (run, buffer) = cut(message, bytes);
                 let (Hop::Node(to) | Hop::Mesh(to)) = hop;
-                let run =
-                    Run { frames: run, buffer, queued: now.mono, own: false, flow: queue::bucket(way.src, way.dst) };
+                let flow = queue::bucket(way.src, way.dst, way.label);
+                let run = Run { frames: run, buffer, queued: now.mono, own: false, flow };
                 if self.enqueue(to, way.lane, run) {
                     self.stats.forwarded_frames += frames;
                     self.stats.forwarded_data_frames += if way.lane == Lane::Data { frames } else { 0 };
@@ -301,7 +303,7 @@ impl Relay {
         let Some(&Session { node, network, .. }) = self.get(conn).and_then(|connection| connection.session()) else {
             return;
         };
-        let way = Way { src: node, dst: about, lane: Lane::Data, local_only: false };
+        let way = Way { src: node, dst: about, lane: Lane::Data, local_only: false, label: Flags::NONE };
         if self.route(Origin::Node { conn, node, network }, way, now).is_err() {
             self.tell_offline(conn, ty, about, None, now);
         }

@@ -13,7 +13,6 @@
 
 #![forbid(unsafe_code)]
 
-mod codel;
 mod connection;
 mod drain;
 mod event;

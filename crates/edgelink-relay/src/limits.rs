@@ -1,9 +1,9 @@
 //! What a relay is willing to hold and to wait for (DESIGN §6). Everything is settable.
 
-use crate::codel::CodelParams;
 use crate::queue::RUN_OVERHEAD;
 use crate::rate::Rate;
 use edgelink_model::ServerId;
+use edgelink_queue::CodelParams;
 use std::time::Duration;
 
 /// How a relay is set up.
@@ -66,6 +66,9 @@ pub struct Limits {
     pub stall_timeout: Duration,
     /// Data queued for one connection, in bytes (with 192 for each run of frames).
     pub data_queue: usize,
+    /// Data queued for a node that takes it so fast that more than [`Limits::data_queue`] are 20 ms of it: that much, but no
+    /// more than this.
+    pub fast_data_queue: usize,
     /// The relay's own answers and P2P signalling queued for one connection, likewise.
     pub control_queue: usize,
     /// Data queued for one mesh link, likewise; of it no pair of nodes may have more than [`Limits::data_queue`].
@@ -119,6 +122,7 @@ impl Limits {
         idle_timeout: Duration::from_secs(60),
         stall_timeout: Duration::from_secs(15),
         data_queue: 1 << 20,
+        fast_data_queue: 8 << 20,
         control_queue: 64 << 10,
         mesh_queue: 4 << 20,
         mesh_control_queue: 512 << 10,

@@ -7,14 +7,14 @@ mod flows;
 
 pub(crate) use flows::bucket;
 
-use crate::codel::{Codel, FLOOR};
 use crate::limits::Limits;
 use crate::stats::{DropReason, Drops};
 use bytes::{Buf, Bytes};
+use edgelink_queue::{Codel, FLOOR};
 use edgelink_wire::HEADER_LEN;
 use flows::Flows;
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a run counts for beside its bytes: its slot (a ring buffer grows to at most twice what it holds) and the
 /// buffer's bookkeeping.
@@ -54,54 +54,43 @@ pub(crate) enum Lane {
 #[derive(Debug)]
 pub(crate) struct Queue {
     control: Fifo,
-    data: DataLane,
-}
-
-/// A node's data is one queue: its own traffic. A mesh link's is many.
-#[derive(Debug)]
-enum DataLane {
-    Node(Fifo),
-    Mesh(Box<Flows>),
+    data: Flows,
+    /// Of a mesh link, which carries the traffic of many.
+    mesh: bool,
+    drained: Drained,
 }
 
 impl Queue {
     /// The queue of a node's connection.
     pub(crate) fn new() -> Self {
-        Self { control: Fifo::new(None), data: DataLane::Node(Fifo::new(Some(Codel::default()))) }
+        Self { control: Fifo::new(None), data: Flows::default(), mesh: false, drained: Drained::default() }
     }
 
     /// The queue of a mesh link.
     pub(crate) fn mesh() -> Self {
-        Self { control: Fifo::new(None), data: DataLane::Mesh(Box::default()) }
+        Self { mesh: true, ..Self::new() }
     }
 
     /// Bytes of memory that the queued frames keep alive.
     pub(crate) fn held(&self) -> usize {
-        self.control.held
-            + match &self.data {
-                DataLane::Node(fifo) => fifo.held,
-                DataLane::Mesh(flows) => flows.held(),
-            }
+        self.control.held + self.data.held()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.control.runs.is_empty()
-            && match &self.data {
-                DataLane::Node(fifo) => fifo.runs.is_empty(),
-                DataLane::Mesh(flows) => flows.is_empty(),
-            }
+        self.control.runs.is_empty() && self.data.is_empty()
     }
 
     /// Queues a run, dropping the oldest frames of its lane to make room; tells whether there was room. `free` is what
     /// is left of the budget of all queues.
     pub(crate) fn push(&mut self, lane: Lane, run: Run, free: usize, limits: &Limits, drops: &mut Drops) -> bool {
-        match (lane, &mut self.data) {
-            (Lane::Control, DataLane::Node(_)) => self.control.push(run, limits.control_queue, free, limits, drops),
-            (Lane::Control, DataLane::Mesh(_)) => {
-                self.control.push(run, limits.mesh_control_queue, free, limits, drops)
+        match (lane, self.mesh) {
+            (Lane::Control, false) => self.control.push(run, limits.control_queue, free, limits, drops),
+            (Lane::Control, true) => self.control.push(run, limits.mesh_control_queue, free, limits, drops),
+            (Lane::Data, false) => {
+                let limit = self.drained.bound(run.queued, limits);
+                self.data.push(run, limit, free, limits, drops)
             }
-            (Lane::Data, DataLane::Node(fifo)) => fifo.push(run, limits.data_queue, free, limits, drops),
-            (Lane::Data, DataLane::Mesh(flows)) => flows.push(run, free, limits, drops),
+            (Lane::Data, true) => self.data.push(run, limits.mesh_queue, free, limits, drops),
         }
     }
 
@@ -115,24 +104,58 @@ impl Queue {
         drops: &mut Drops,
     ) -> usize {
         let taken = self.control.take(max, 0, now, limits, out, drops);
-        match &mut self.data {
-            DataLane::Node(fifo) => fifo.take(max, taken, now, limits, out, drops),
-            DataLane::Mesh(flows) => flows.take(max, taken, now, limits, out, drops),
-        }
+        let taken = self.data.take(max, taken, now, limits, out, drops);
+        self.drained.note(taken, now);
+        taken
     }
 
     /// Forgets everything but the relay's own words, which are answers that still have to be read.
     pub(crate) fn abandon(&mut self, drops: &mut Drops) {
-        let data = match &mut self.data {
-            DataLane::Node(fifo) => fifo.keep(|_| false),
-            DataLane::Mesh(flows) => flows.clear(),
-        };
+        let data = self.data.clear();
         drops.add(DropReason::Closed, data + self.control.keep(|run| run.own));
     }
 
     /// The waiting data goes to the receiver's new connection.
     pub(crate) fn inherit(&mut self, former: &mut Self) {
         std::mem::swap(&mut self.data, &mut former.data);
+    }
+}
+
+/// How fast a receiver takes what is for it, so that one that takes gigabits may have more than [`Limits::data_queue`]
+/// waiting: there that is a millisecond or two, less than the scheduler may keep either side from running.
+#[derive(Debug, Default)]
+struct Drained {
+    /// Bytes taken in the present window and the one before.
+    windows: [usize; 2],
+    began: Option<Instant>,
+}
+
+impl Drained {
+    /// Long enough that a pause of the scheduler does not look like a slow receiver.
+    const WINDOW: Duration = Duration::from_millis(50);
+    /// What may wait: so much of what is taken in a window, 20 ms.
+    const SHARE: usize = 5;
+
+    fn note(&mut self, taken: usize, now: Instant) {
+        self.turn(now);
+        let [present, _] = &mut self.windows;
+        *present = present.saturating_add(taken);
+    }
+
+    /// How many bytes of data may wait.
+    fn bound(&mut self, now: Instant, limits: &Limits) -> usize {
+        self.turn(now);
+        let fastest = self.windows.into_iter().max().unwrap_or(0);
+        (2 * (fastest / Self::SHARE)).clamp(limits.data_queue, limits.fast_data_queue.max(limits.data_queue))
+    }
+
+    fn turn(&mut self, now: Instant) {
+        let since = now.saturating_duration_since(*self.began.get_or_insert(now));
+        if since >= Self::WINDOW {
+            let [present, _] = self.windows;
+            self.windows = if since < 2 * Self::WINDOW { [0, present] } else { [0, 0] };
+            self.began = Some(now);
+        }
     }
 }
 

@@ -57,13 +57,19 @@ fn steps(slow: bool) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..80)
 }
 
+/// What keeps its order: signalling of a pair, and each flow of its data.
+fn key_of(src: u32, dst: u32, ty: Option<FrameType>, flags: u8) -> (u32, u32, bool, u8) {
+    let data = ty == Some(FrameType::Data);
+    (src, dst, data, if data { flags >> 5 } else { 0 })
+}
+
 /// Runs the steps and checks every frame that comes out against what went in.
 struct Model {
     world: World,
     conns: Vec<ConnId>,
     former: Vec<ConnId>,
-    /// Frames that may still come out, by source, destination and lane, oldest first.
-    expected: HashMap<(u32, u32, bool), VecDeque<Vec<u8>>>,
+    /// Frames that may still come out, by source, destination, lane and label, oldest first.
+    expected: HashMap<(u32, u32, bool, u8), VecDeque<Vec<u8>>>,
     valid: u64,
     delivered: u64,
     errors: u64,
@@ -106,7 +112,7 @@ impl Model {
         self.next_mark += 1;
         if src == me && network(dst) == network(me) {
             self.valid += 1;
-            self.expected.entry((src, dst, ty == FrameType::Data)).or_default().push_back(frame.clone());
+            self.expected.entry(key_of(src, dst, Some(ty), frame[2])).or_default().push_back(frame.clone());
         }
         frame
     }
@@ -133,7 +139,7 @@ impl Model {
     fn check(&mut self, node: usize, frame: &Frame<'_>) {
         let clear = edgelink_wire::data::parse(frame.raw).unwrap();
         assert_eq!(clear.dst.0, NODES[node].0, "delivered to the wrong node");
-        let key = (clear.src.0, clear.dst.0, frame.frame_type() == Some(FrameType::Data));
+        let key = key_of(clear.src.0, clear.dst.0, frame.frame_type(), frame.flags.0);
         // Older ones may have been dropped; then they never come any more.
         let waiting = self.expected.get_mut(&key).expect("nobody sent that");
         while waiting.pop_front().expect("sent once, in this order, unchanged") != frame.raw {}

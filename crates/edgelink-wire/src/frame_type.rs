@@ -112,6 +112,23 @@ impl Flags {
     /// authenticated.
     pub const LOCAL_ONLY: Self = Self(1 << 4);
 
+    /// Bits 5 to 7: which of the flows between two nodes this is (DATA). Relays queue flows apart; nothing else depends on it.
+    pub const LABEL: Self = Self(0b111 << 5);
+    /// How many flows the label tells apart.
+    pub const LABELS: u8 = 8;
+
+    /// The label `n`, below [`Self::LABELS`].
+    #[must_use]
+    pub const fn of_flow(n: u8) -> Self {
+        Self((n % Self::LABELS) << 5)
+    }
+
+    /// The label alone.
+    #[must_use]
+    pub const fn label(self) -> Self {
+        Self(self.0 & Self::LABEL.0)
+    }
+
     /// Whether all bits of `other` are set.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0

@@ -77,6 +77,23 @@ fn parse_v6(packet: &[u8]) -> Option<IpView> {
     })
 }
 
+/// A number that packets of one flow share: addresses, protocol and the ports of TCP and UDP; fragments have no ports.
+///
+/// Nothing about it is secret or hard to collide: it spreads flows, no more.
+pub fn flow_hash(ip: &IpView, packet: &[u8]) -> u32 {
+    const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
+    let mix = |hash: u64, word: u64| (hash.rotate_left(29) ^ word).wrapping_mul(MULTIPLIER);
+    let address = |hash: u64, ip: IpAddr| match ip {
+        IpAddr::V4(ip) => mix(hash, u64::from(ip.to_bits())),
+        IpAddr::V6(ip) => mix(mix(hash, (ip.to_bits() >> 64) as u64), ip.to_bits() as u64),
+    };
+    let ported = matches!(ip.proto, TCP | UDP) && !ip.fragment;
+    let ports = packet.get(ip.transport..).and_then(<[u8]>::first_chunk).filter(|_| ported);
+    let ports = ports.map_or(0, |ports| u64::from(u32::from_be_bytes(*ports)));
+    let hash = mix(address(address(0, ip.src), ip.dst), ports << 8 | u64::from(ip.proto));
+    (hash >> 32) as u32
+}
+
 /// Follows IPv6 extension headers (RFC 8200 §4) as far as they are whole and known.
 fn skip_extensions(packet: &[u8], mut proto: u8) -> (u8, usize, bool) {
     const HOP_BY_HOP: u8 = 0;

@@ -3,7 +3,7 @@
 use std::{env, net::SocketAddr, path::PathBuf, sync::OnceLock};
 
 use anyhow::{Context, Result, anyhow, bail};
-use edgelink_testbed::{Host, HostCommand, Lab, Process, Tool, tools, topology::TcpOnly};
+use edgelink_testbed::{Host, HostCommand, Impairment, Lab, Process, Tool, tools, topology::TcpOnly};
 use serde_json::Value;
 
 use crate::{Node, Pinger, SOON, raw::Door};
@@ -15,6 +15,8 @@ pub struct NetOptions {
     pub plain: bool,
     /// More of the controller's configuration.
     pub controller: Option<Value>,
+    /// What is wrong with the nodes' links, in their order.
+    pub links: Vec<Option<Impairment>>,
 }
 
 /// A controller with its relay, and the hosts of nodes that can reach nothing else. Everything ends when it is dropped.
@@ -54,7 +56,7 @@ impl Net {
             eprintln!("NOT TESTED: {error:#}");
             return Ok(None);
         }
-        let topology = TcpOnly::new(&lab, if options.plain { 80 } else { 443 }, names)?;
+        let topology = TcpOnly::with_links(&lab, if options.plain { 80 } else { 443 }, names, &options.links)?;
         let nodes = topology.nodes.iter().map(|host| Node::new(host.clone(), lab.dir())).collect();
         Ok(Some(Self {
             nodes,

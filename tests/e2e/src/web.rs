@@ -91,7 +91,7 @@ impl Web {
         watched: bool,
     ) -> Result<Option<Self>> {
         let controller = json!({ "builtin_relay": { "enabled": false } });
-        let options = NetOptions { plain: true, controller: Some(controller) };
+        let options = NetOptions { plain: true, controller: Some(controller), ..NetOptions::default() };
         let Some(mut net) = Net::lab(names, options)? else { return Ok(None) };
         let hosts = (0..relays).map(|r| relay_host(&net, r)).collect::<Result<Vec<_>>>()?;
         let mut links = BTreeMap::new();

@@ -55,7 +55,7 @@ struct Meshed {
 impl Meshed {
     fn start() -> Option<Self> {
         let controller = json!({ "builtin_relay": { "enabled": false } });
-        let options = NetOptions { plain: true, controller: Some(controller) };
+        let options = NetOptions { plain: true, controller: Some(controller), ..NetOptions::default() };
         let mut net = Net::lab(&["a", "b"], options).unwrap()?;
         let relays = [1_u8, 2].map(|n| {
             let (lab, router) = (net.lab_ref(), &net.topology.router);

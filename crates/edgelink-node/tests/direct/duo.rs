@@ -379,7 +379,8 @@ impl Duo {
                 Event::Dial { link, target: Target::Control } => self.hosts[index].control = Some(link),
                 Event::Dial { link, .. } => self.hosts[index].relay = Some(link),
                 Event::Writable(link) => {
-                    while let Some(message) = self.hosts[index].node.poll_transmit(link) {
+                    let now = self.now();
+                    while let Some(message) = self.hosts[index].node.poll_transmit(link, now) {
                         self.written(index, link, &message);
                     }
                 }
@@ -396,7 +397,8 @@ impl Duo {
                 }
                 Event::Packet(packet) => self.hosts[index].complaints.push(packet),
                 Event::Datagrams => {
-                    while let Some(transmit) = self.hosts[index].node.poll_datagram() {
+                    let now = self.now();
+                    while let Some(transmit) = self.hosts[index].node.poll_datagram(now) {
                         let port = self.hosts[index].sockets[&transmit.socket];
                         for bytes in transmit.bytes.chunks(transmit.segment) {
                             self.datagram(index, port, transmit.to, bytes);

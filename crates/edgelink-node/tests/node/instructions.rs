@@ -71,7 +71,7 @@ fn measured_receiving(world: &mut World, frames: &mut [Vec<u8>]) -> usize {
 
 fn drain(world: &mut World, relay: edgelink_node::LinkId) {
     while world.node.poll_event().is_some() {}
-    while let Some(message) = world.node.poll_transmit(relay) {
+    while let Some(message) = world.node.poll_transmit(relay, world.now()) {
         black_box(message.len());
     }
 }

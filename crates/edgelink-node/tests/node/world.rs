@@ -313,7 +313,7 @@ impl World {
                 Event::Dial { link, target } => seen.push(Seen::Dial(link, target)),
                 Event::Close { link, .. } => seen.push(Seen::Closed(link)),
                 Event::Writable(link) => {
-                    while let Some(message) = self.node.poll_transmit(link) {
+                    while let Some(message) = self.node.poll_transmit(link, self.now()) {
                         let reassembler = self.reassemblers.entry(link).or_default();
                         for sent in decode(reassembler, &message) {
                             if let Sent::Announce(announce) = &sent {
@@ -611,8 +611,9 @@ pub(crate) fn frame_type(frame: &[u8]) -> FrameType {
     FrameType::from_u8(frame[1]).unwrap()
 }
 
+/// A frame's flags without its flow's label.
 pub(crate) fn flags(frame: &[u8]) -> Flags {
-    Flags(frame[2])
+    Flags(frame[2]).without(Flags::LABEL)
 }
 
 pub(crate) fn ip(v4: Ipv4Addr) -> IpAddr {

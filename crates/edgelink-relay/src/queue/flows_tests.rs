@@ -148,7 +148,7 @@ proptest! {
             bench.now += Duration::from_millis(ms);
             bench.push(flow, u32::try_from(mark).unwrap(), len);
             pushed += 1;
-            prop_assert!(bench.queue.held() <= bench.limits.mesh_queue);
+            prop_assert!(bench.queue.held() <= bench.limits.mesh_queue + 6 * FLOW_OVERHEAD);
             for (flow, mark) in bench.take(take) {
                 taken += 1;
                 let before = last[usize::from(flow)].replace(mark);

@@ -1,4 +1,6 @@
 use super::*;
+use edgelink_model::NodeId;
+use edgelink_wire::Flags;
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -20,11 +22,9 @@ fn run(marks: impl IntoIterator<Item = u32>, len: usize, queued: Instant) -> Run
     Run { buffer: frames.len(), frames, queued, own: false, flow: 0 }
 }
 
-fn fifo(queue: &Queue) -> &Fifo {
-    match &queue.data {
-        DataLane::Node(fifo) => fifo,
-        DataLane::Mesh(_) => panic!("a node's queue has one data lane"),
-    }
+/// The only flow of these tests.
+fn fifo(queue: &Queue) -> Option<&Fifo> {
+    queue.data.fifo(0)
 }
 
 fn marks(out: &[Bytes]) -> Vec<u32> {
@@ -56,18 +56,29 @@ impl Bench {
     }
 
     fn take(&mut self, max: usize, now: Instant) -> Vec<u32> {
+        let marks = self.take_unchecked(max, now);
+        self.check();
+        marks
+    }
+
+    /// For tests with several flows, or more than [`Limits::data_queue`].
+    fn push_unchecked(&mut self, run: Run) -> bool {
+        let free = self.limits.queued_total - self.queue.held();
+        self.queue.push(Lane::Data, run, free, &self.limits, &mut self.drops)
+    }
+
+    fn take_unchecked(&mut self, max: usize, now: Instant) -> Vec<u32> {
         let mut out = Vec::new();
         let taken = self.queue.take(max, now, &self.limits, &mut out, &mut self.drops);
         assert_eq!(taken, out.iter().map(Bytes::len).sum::<usize>());
-        self.check();
         marks(&out)
     }
 
     /// The sums are what they sum up, and within the bounds.
     fn check(&self) {
-        for (lane, bound) in
-            [(&self.queue.control, self.limits.control_queue), (fifo(&self.queue), self.limits.data_queue)]
-        {
+        let lanes =
+            [(Some(&self.queue.control), self.limits.control_queue), (fifo(&self.queue), self.limits.data_queue)];
+        for (lane, bound) in lanes.into_iter().filter_map(|(lane, bound)| lane.map(|lane| (lane, bound))) {
             assert_eq!(lane.bytes, lane.runs.iter().map(|run| run.frames.len()).sum::<usize>());
             assert_eq!(lane.held, lane.runs.iter().map(Run::held).sum::<usize>());
             assert!(lane.cost() <= bound);
@@ -123,7 +134,7 @@ fn a_run_is_split_between_frames_and_holds_its_buffer_until_its_end() {
     bench.push(Lane::Data, Run { buffer: 5_000, ..run(0..4, 1_000, start) });
     assert_eq!(bench.take(1, start), [0], "at least one");
     assert_eq!(bench.take(2_999, start), [1, 2]);
-    assert_eq!(bench.queue.held(), 5_000 + RUN_OVERHEAD);
+    assert_eq!(bench.queue.held(), 5_000 + RUN_OVERHEAD + flows::FLOW_OVERHEAD);
     assert_eq!(bench.take(999, start), [3]);
     assert_eq!(bench.queue.held(), 0);
     assert_eq!(bench.take(999, start), [0; 0]);
@@ -151,7 +162,53 @@ fn an_emptied_queue_gives_its_slots_back() {
         bench.push(Lane::Data, run([mark], 100, start));
     }
     while !bench.take(10_000, start).is_empty() {}
-    assert!(fifo(&bench.queue).runs.capacity() <= 2 * KEPT_RUNS);
+    assert!(fifo(&bench.queue).is_none_or(|fifo| fifo.runs.capacity() <= 2 * KEPT_RUNS));
+}
+
+#[test]
+fn a_receiver_that_takes_gigabits_may_have_20_ms_waiting_and_one_that_stops_may_not() {
+    let (start, ms) = (origin(), Duration::from_millis(1));
+    let mut bench = Bench::new(Limits::default());
+    // 200 KB each millisecond: 1.6 Gbit/s. 20 ms of that are 4 MB.
+    let mut most = 0;
+    for n in 0..200 {
+        let now = start + ms * n;
+        while bench.queue.data.fifo(0).is_none_or(|fifo| fifo.bytes < 3_600_000) && n >= 100 {
+            assert_eq!((bench.push_unchecked(run(0..4, 50_000, now)), bench.drops.total()), (true, 0));
+        }
+        bench.push_unchecked(run(0..4, 50_000, now));
+        most = most.max(bench.queue.held());
+        bench.take_unchecked(200_000, now);
+    }
+    assert_eq!(bench.drops.get(DropReason::QueueFull), 0);
+    assert!(most > 3_600_000, "{most}");
+    // Then it takes nothing: a tenth of a second later it is one like others.
+    let later = start + 320 * ms;
+    bench.push_unchecked(run(0..1, 50_000, later));
+    // A message that is partly sent counts as a whole.
+    assert!(bench.queue.held() <= bench.limits.data_queue + 200_000, "{}", bench.queue.held());
+}
+
+#[test]
+fn one_flow_of_a_pair_does_not_wait_for_another() {
+    let start = origin();
+    let mut bench = Bench::new(Limits::default());
+    let [sparse, bulk] = [0, 3].map(|n| bucket(NodeId(1), NodeId(2), Flags::of_flow(n)));
+    assert_ne!(sparse, bulk);
+    for mark in 0..500 {
+        bench.push_unchecked(Run { flow: bulk, ..run([mark], 1_400, start) });
+    }
+    bench.take_unchecked(50_000, start);
+    bench.push_unchecked(Run { flow: sparse, ..run([999], 100, start) });
+    assert_eq!(bench.take_unchecked(3_000, start).first(), Some(&999));
+    // To make room, too, is the bulk flow's.
+    for mark in 500..1_500 {
+        bench.push_unchecked(Run { flow: bulk, ..run([mark], 1_400, start) });
+    }
+    bench.push_unchecked(Run { flow: sparse, ..run([1_000], 100, start) });
+    assert!(bench.drops.get(DropReason::QueueFull) > 500);
+    // It has just had its turn: the other has one before it.
+    assert!(bench.take_unchecked(12_000, start).contains(&1_000));
 }
 
 /// RFC 8289 §5's pseudo-code, frame by frame, over a plain queue of (mark, length, queued).
@@ -252,7 +309,7 @@ proptest! {
                 prop_assert_eq!(bench.drops.get(DropReason::Codel), reference.dropped);
             }
         }
-        prop_assert_eq!(fifo(&bench.queue).bytes, reference.bytes());
+        prop_assert_eq!(fifo(&bench.queue).map_or(0, |fifo| fifo.bytes), reference.bytes());
     }
 
     /// Whatever comes and goes: the sums are right, the bounds hold, the order is kept.
@@ -279,7 +336,8 @@ proptest! {
                 }
             }
         }
-        let left: u64 = fifo(&bench.queue).runs.iter().map(|run| frames_in(&run.frames)).sum();
+        let runs = fifo(&bench.queue).into_iter().flat_map(|fifo| &fifo.runs);
+        let left: u64 = runs.map(|run| frames_in(&run.frames)).sum();
         prop_assert_eq!(pushed, delivered + left + bench.drops.total());
         bench.queue.abandon(&mut bench.drops);
         prop_assert_eq!((bench.drops.get(DropReason::Closed), bench.queue.held()), (left, 0));

@@ -323,10 +323,11 @@ impl World {
     }
 
     pub(super) fn flush_link(&mut self, index: usize, link: LinkId) {
+        let now = self.node_now(index);
         while let Some(host) = self.nodes.get_mut(index).filter(|host| host.asleep.is_none())
             && let Some(stream) = host.links.get(&link).copied()
             && self.streams.free(stream, End::Server) > 0
-            && let Some(message) = host.node.as_mut().and_then(|node| node.poll_transmit(link))
+            && let Some(message) = host.node.as_mut().and_then(|node| node.poll_transmit(link, now))
         {
             self.transmit(stream, End::Server, message);
         }

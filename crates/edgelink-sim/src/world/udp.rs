@@ -266,8 +266,10 @@ impl World {
     }
 
     pub(super) fn flush_datagrams(&mut self, index: usize) {
+        let now = self.node_now(index);
         while let Some(host) = self.nodes.get_mut(index).filter(|host| host.asleep.is_none())
-            && let Some(Transmit { socket, to, bytes, segment }) = host.node.as_mut().and_then(Node::poll_datagram)
+            && let Some(Transmit { socket, to, bytes, segment }) =
+                host.node.as_mut().and_then(|node| node.poll_datagram(now))
         {
             let Some(udp) = &host.udp else { continue };
             let Some(port) = udp.sockets.get(&socket).copied() else { continue };

@@ -135,7 +135,6 @@ pub(super) async fn run(
     };
     tunnel.links.borrow_mut().remove(&link);
     tunnel.feed(|node, now| node.link_closed(link, &reason, now, &mut os_rng()));
-    tunnel.drained.notify_one();
 }
 
 /// Reads and writes until the other end closes (the reason is returned) or the core does (`None`).
@@ -153,7 +152,7 @@ async fn drive(
         let budget = ws.budget(Instant::now());
         tunnel.node.borrow_mut().set_link_budget(link, budget);
         while more && ws.unsent() < budget {
-            let message = tunnel.node.borrow_mut().poll_transmit(link);
+            let message = tunnel.node.borrow_mut().poll_transmit(link, now());
             match message {
                 Some(message) => {
                     if let Err(error) = ws.feed(message) {
@@ -162,7 +161,6 @@ async fn drive(
                 }
                 None => more = false,
             }
-            tunnel.drained.notify_one();
         }
         tokio::select! {
             biased;
@@ -182,7 +180,8 @@ async fn drive(
                         Err(reason) => return Some(reason),
                     }
                 }
-                Ok(Event::Writable) => {}
+                // The TUN has its turn: what is more urgent than what waits here may be there.
+                Ok(Event::Writable) => tokio::task::yield_now().await,
                 Ok(Event::Closed) => {
                     let reason = ws.close_reason().map(ToString::to_string);
                     return Some(reason.unwrap_or_else(|| "closed by the other end".to_owned()));

@@ -84,8 +84,6 @@ pub(crate) struct Tunnel {
     /// The timer task sleeps until this deadline.
     armed: Cell<Option<Instant>>,
     rearm: Notify,
-    /// Some link has taken messages: the TUN may be read again.
-    pub(super) drained: Notify,
     interface: watch::Sender<Option<Interface>>,
     pub(super) shared: Rc<Shared>,
     kernel: tokio::sync::Mutex<Kernel>,
@@ -130,7 +128,6 @@ impl Tunnel {
             udp: udp::Sockets::default(),
             armed: Cell::new(None),
             rearm: Notify::new(),
-            drained: Notify::new(),
             interface: watch::Sender::new(None),
             kernel: tokio::sync::Mutex::new(kernel),
             problems: RefCell::default(),
@@ -241,8 +238,6 @@ impl Tunnel {
                         _ => handle.task.abort(),
                     }
                 }
-                // It may have been the full link that the TUN waited for.
-                self.drained.notify_one();
             }
             Event::Writable(link) => {
                 if let Some(handle) = self.links.borrow().get(&link) {
@@ -332,8 +327,6 @@ impl Tunnel {
                     self.node.borrow_mut().handle_timeout(now(), &mut os_rng());
                     // Even an unchanged deadline must be looked at again.
                     self.armed.set(None);
-                    // A full link may have been found to be dead.
-                    self.drained.notify_one();
                     self.pump();
                 }
                 () = self.rearm.notified() => {}
@@ -343,13 +336,11 @@ impl Tunnel {
         }
     }
 
-    /// TUN → core: batches, sealed in place; paused while the link's queue is long.
+    /// TUN → core: batches, sealed in place, or queued there by flows while the way out is busy. The TUN is always read: its
+    /// own queue is one line for all flows.
     async fn run_tun(self: Rc<Self>) {
         let mut buffer = vec![0; READ_BUFFER_LEN];
         loop {
-            while !self.node.borrow().wants_tun() {
-                self.drained.notified().await;
-            }
             if let Err(error) = self.tun.readable().await {
                 tracing::error!(%error, "the TUN interface cannot be read any more");
                 return;
@@ -358,11 +349,7 @@ impl Tunnel {
             for _ in 0..TUN_BATCH {
                 match self.tun.try_read(&mut buffer) {
                     Ok(len) => {
-                        let mut node = self.node.borrow_mut();
-                        node.handle_tun(buffer.get_mut(..len).unwrap_or_default(), at);
-                        if !node.wants_tun() {
-                            break;
-                        }
+                        self.node.borrow_mut().handle_tun_buffer(&mut buffer, len, at);
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -30,6 +30,8 @@ const SOCKET_BUFFER: usize = 2 << 20;
 /// Buffers of one read, each large enough for a run that the kernel has gathered.
 const READ_BUFFERS: usize = 8;
 const READ_BUFFER: usize = 64 << 10;
+/// Runs of datagrams sent before others get a turn.
+const TURN: usize = 2;
 /// Changes of addresses come in bursts.
 const SETTLE: Duration = Duration::from_millis(200);
 /// Groups of `rtnetlink(7)`: links, IPv4 and IPv6 addresses.
@@ -174,17 +176,19 @@ fn receive(tunnel: &Tunnel, shared: &Shared) -> bool {
 pub(super) async fn write(tunnel: Rc<Tunnel>) {
     loop {
         tunnel.udp.writable.notified().await;
-        loop {
-            let transmit = tunnel.node.borrow_mut().poll_datagram();
+        for turn in 1_usize.. {
+            let transmit = tunnel.node.borrow_mut().poll_datagram(now());
             let Some(transmit) = transmit else { break };
             let shared = tunnel.udp.open.borrow().get(&transmit.socket).map(|open| Rc::clone(&open.shared));
             if let Some(shared) = shared {
                 send(&shared, &transmit).await;
             }
             tunnel.node.borrow_mut().recycle_datagram(transmit);
-            tunnel.drained.notify_one();
+            if turn.is_multiple_of(TURN) {
+                // The TUN has its turn: what is more urgent than what waits here may be there.
+                tokio::task::yield_now().await;
+            }
         }
-        tunnel.drained.notify_one();
     }
 }
 

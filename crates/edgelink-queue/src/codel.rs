@@ -3,20 +3,20 @@
 use std::time::{Duration, Instant};
 
 /// Queues of no more than this many bytes are never thinned: RFC 8289's `maxpacket`.
-pub(crate) const FLOOR: usize = 1_500;
+pub const FLOOR: usize = 1_500;
 
 /// When CoDel begins to drop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CodelParams {
+pub struct CodelParams {
     /// Waiting at least this long is too long …
-    pub(crate) target: Duration,
+    pub target: Duration,
     /// … once every frame for this long has.
-    pub(crate) interval: Duration,
+    pub interval: Duration,
 }
 
 /// The state of one queue.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Codel {
+pub struct Codel {
     /// When dropping may begin; set while every frame has waited for at least the target.
     first_above: Option<Instant>,
     dropping: bool,
@@ -32,7 +32,7 @@ impl Codel {
     /// Whether the head frame, which has waited for `sojourn`, is to be dropped. After a drop, ask for the next head.
     ///
     /// `behind` is how many bytes are queued behind it.
-    pub(crate) fn drops(&mut self, params: &CodelParams, now: Instant, sojourn: Duration, behind: usize) -> bool {
+    pub fn drops(&mut self, params: &CodelParams, now: Instant, sojourn: Duration, behind: usize) -> bool {
         let too_long = self.too_long(params, now, sojourn, behind);
         let dropped = std::mem::take(&mut self.dropped);
         if self.dropping {
@@ -57,7 +57,7 @@ impl Codel {
     }
 
     /// The queue has drained to [`FLOOR`] or below.
-    pub(crate) fn drained(&mut self) {
+    pub fn drained(&mut self) {
         self.first_above = None;
         self.dropping = false;
         self.dropped = false;
