@@ -11,9 +11,9 @@ use edgelink_net::server::Entered;
 use edgelink_net::ws::WebSocket;
 use edgelink_server::relay_shell::{RelayShell, UplinkEvent};
 use edgelink_server::socket::{self, Core, Handle, Outbox};
-use edgelink_store::{Changes, NodeTouch, Store, StoreError};
+use edgelink_store::{Changes, NodeTouch, NodeWrite, NodeWritten, Store, StoreError};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, mpsc};
@@ -34,6 +34,12 @@ const OUTBOX_LIMIT: usize = 16 << 20;
 const KEEP_CHANGES: u64 = 100_000;
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 
+/// Nodes' writes in one transaction: whoever else wants to write waits for so many.
+const WRITES_AT_ONCE: usize = 128;
+
+/// How long the last of them may take when the controller ends.
+const LAST_WRITES: Duration = Duration::from_secs(3);
+
 /// A database that takes longer to answer is away.
 const DATABASE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -46,6 +52,12 @@ pub(crate) struct Hub {
     presence: RefCell<BTreeMap<NodeId, bool>>,
     servers: RefCell<BTreeMap<ServerId, bool>>,
     endpoints: RefCell<BTreeMap<NodeId, NodeEndpoints>>,
+    /// What nodes want written, in the order in which they came.
+    writes: RefCell<VecDeque<Writing>>,
+    to_write: Notify,
+    /// Some of them are being written.
+    writing: Cell<bool>,
+    written: Notify,
     armed: Cell<Option<Instant>>,
     rearm: Notify,
     /// One reader of the change log at a time, so that changes are applied in their order.
@@ -70,6 +82,12 @@ pub(crate) enum Channel {
     Server,
 }
 
+/// What a node wants written, and which connection waits for the outcome.
+struct Writing {
+    conn: Option<ConnId>,
+    write: NodeWrite,
+}
+
 #[derive(Default)]
 struct Conn {
     handle: Rc<Handle>,
@@ -87,6 +105,10 @@ impl Hub {
             presence: RefCell::default(),
             servers: RefCell::default(),
             endpoints: RefCell::default(),
+            writes: RefCell::default(),
+            to_write: Notify::new(),
+            writing: Cell::new(false),
+            written: Notify::new(),
             armed: Cell::new(None),
             rearm: Notify::new(),
             tail: Mutex::new(()),
@@ -156,6 +178,7 @@ impl Hub {
     /// Starts what runs beside the connections.
     pub(crate) fn start(self: &Rc<Self>) {
         tokio::task::spawn_local(Rc::clone(self).run_timers());
+        tokio::task::spawn_local(Rc::clone(self).run_writes());
         tokio::task::spawn_local(Rc::clone(self).run_tail());
         tokio::task::spawn_local(Rc::clone(self).run_presence());
         tokio::task::spawn_local(Rc::clone(self).run_pruning());
@@ -314,13 +337,7 @@ impl Hub {
                 });
             }
             StoreOp::SetNodeKey { node, key } => {
-                tokio::task::spawn_local(async move {
-                    match this.writer().set_node_key(node, key).await {
-                        Ok(()) => this.follow().await,
-                        // The node announces itself to its peers as well; the next rotation repairs the record.
-                        Err(error) => tracing::warn!(%node, %error, "a node's key was not kept"),
-                    }
-                });
+                self.write(Writing { conn: None, write: NodeWrite::SetKey { node, key } })
             }
             StoreOp::AnnounceRoutes { node, routes, approve } => {
                 tokio::task::spawn_local(async move {
@@ -332,17 +349,61 @@ impl Hub {
                 });
             }
             StoreOp::Enroll { conn, request } => {
-                tokio::task::spawn_local(async move {
-                    let outcome = this.writer().enroll(request).await;
-                    if matches!(outcome, Err(EnrollError::Unavailable)) {
-                        tracing::warn!("a node cannot enrol: the database does not answer");
-                    }
-                    // The core must know the change before it hears of the outcome.
-                    this.follow().await;
-                    this.control.borrow_mut().handle_enrolled(conn, outcome, now(), &mut os_rng());
-                    this.pump();
-                });
+                self.write(Writing { conn: Some(conn), write: NodeWrite::Enroll(request) });
             }
+        }
+    }
+
+    fn write(&self, writing: Writing) {
+        self.writes.borrow_mut().push_back(writing);
+        self.to_write.notify_one();
+    }
+
+    /// Enrolments and keys: while one transaction is written the next gathers, so that a crowd shares commits and a
+    /// single node waits for nobody.
+    async fn run_writes(self: Rc<Self>) {
+        loop {
+            self.writing.set(false);
+            self.written.notify_one();
+            let batch: Vec<Writing> = {
+                let mut writes = self.writes.borrow_mut();
+                let len = writes.len().min(WRITES_AT_ONCE);
+                writes.drain(..len).collect()
+            };
+            if batch.is_empty() {
+                self.to_write.notified().await;
+                continue;
+            }
+            if self.ended.get() || !self.is_active() {
+                // Of connections that are being closed.
+                continue;
+            }
+            self.writing.set(true);
+            let (conns, writes): (Vec<_>, Vec<_>) = batch.into_iter().map(|w| (w.conn, w.write)).unzip();
+            let outcomes = self.writer().write_nodes(&writes).await;
+            // The core must know the changes before it hears of the outcomes.
+            self.follow().await;
+            for ((conn, write), outcome) in conns.into_iter().zip(&writes).zip(outcomes) {
+                let enrolled = match outcome {
+                    NodeWritten::Enrolled(record) => Ok(*record),
+                    NodeWritten::Refused(error) => Err(error),
+                    NodeWritten::KeySet => continue,
+                    NodeWritten::Failed(error) => {
+                        if let NodeWrite::SetKey { node, .. } = write {
+                            // The node announces itself to its peers as well; the next rotation repairs the record.
+                            tracing::warn!(%node, %error, "a node's key was not kept");
+                        }
+                        continue;
+                    }
+                };
+                if matches!(enrolled, Err(EnrollError::Unavailable)) {
+                    tracing::warn!("a node cannot enrol: the database does not answer");
+                }
+                if let Some(conn) = conn {
+                    self.control.borrow_mut().handle_enrolled(conn, enrolled, now(), &mut os_rng());
+                }
+            }
+            self.pump();
         }
     }
 
@@ -469,8 +530,17 @@ impl Hub {
         }
     }
 
-    /// The database is closed next: what still looks at it then has nothing to report.
-    pub(crate) fn end(&self) {
+    /// The database is closed next: what nodes wanted written is, unless that takes long; what still looks at it then has
+    /// nothing to report.
+    pub(crate) async fn end(&self) {
+        let written = async {
+            while self.writing.get() || !self.writes.borrow().is_empty() {
+                self.written.notified().await;
+            }
+        };
+        if tokio::time::timeout(LAST_WRITES, written).await.is_err() {
+            tracing::debug!("some nodes' keys were not written; they announce them again");
+        }
         self.ended.set(true);
     }
 

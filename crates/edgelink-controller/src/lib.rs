@@ -325,7 +325,7 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
     .await;
     tracing::info!("ending");
     hub.write_presence().await;
-    hub.end();
+    hub.end().await;
     state.store.close().await?;
     Ok(())
 }

@@ -7,18 +7,96 @@ use crate::names;
 use crate::networks::{self, DEFAULT_NETWORK};
 use crate::nodes;
 use crate::store::{Store, Subject, Writer, from_db, id_from_db, to_db};
-use edgelink_model::NetworkId;
 use edgelink_model::records::{EnrollError, EnrollRequest, HostInfo, NodeRecord};
+use edgelink_model::{NetworkId, ipam};
 use sea_orm::sea_query::{Expr, ExprTrait as _, Func};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, DbErr, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QuerySelect,
+    ActiveValue::Set, ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, IntoActiveModel, PaginatorTrait,
+    QueryFilter, QuerySelect,
 };
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::Ipv4Addr;
 
-/// A refusal, or a database that failed.
-enum Failure {
+/// A refusal, which has written nothing, or a database that failed.
+pub(crate) enum Failure {
     Refused(EnrollError),
     Store(StoreError),
+}
+
+/// What enrolments of one transaction need not ask the database again: nobody else writes meanwhile.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// Reusable ones, by hash.
+    keys: HashMap<String, auth_key::Model>,
+    /// Of those, the ones that are marked as used.
+    used: HashSet<i32>,
+    networks: HashMap<u32, network::Model>,
+    addresses: HashMap<i32, BTreeSet<Ipv4Addr>>,
+    /// By network and beginning: names with that beginning, and perhaps others of the network.
+    names: HashMap<i32, HashMap<String, HashSet<String>>>,
+}
+
+impl Seen {
+    async fn key(&mut self, txn: &DatabaseTransaction, hash: &str) -> Result<Option<auth_key::Model>, DbErr> {
+        if let Some(key) = self.keys.get(hash) {
+            return Ok(Some(key.clone()));
+        }
+        let key = auth_key::Entity::find().filter(auth_key::Column::KeyHash.eq(hash)).one(txn).await?;
+        if let Some(key) = key.as_ref().filter(|key| key.reusable) {
+            self.keys.insert(hash.to_owned(), key.clone());
+        }
+        Ok(key)
+    }
+
+    async fn network(&mut self, txn: &DatabaseTransaction, id: NetworkId) -> Result<network::Model, StoreError> {
+        if let Some(network) = self.networks.get(&id.0) {
+            return Ok(network.clone());
+        }
+        let network = networks::find(txn, id).await?;
+        self.networks.insert(id.0, network.clone());
+        Ok(network)
+    }
+
+    /// Takes the lowest free address of `network`.
+    async fn address(&mut self, txn: &DatabaseTransaction, network: &network::Model) -> Result<String, StoreError> {
+        let subnet = nodes::subnet(network)?;
+        let taken = match self.addresses.remove(&network.id) {
+            Some(taken) => taken,
+            None => nodes::taken_addresses(txn, network).await?,
+        };
+        let taken = self.addresses.entry(network.id).or_insert(taken);
+        let address = ipam::allocate(subnet, taken).ok_or_else(|| StoreError::PoolExhausted(subnet.to_string()))?;
+        taken.insert(address);
+        Ok(address.to_string())
+    }
+
+    /// Takes a name made of the host name that is free in `network`.
+    async fn name(
+        &mut self,
+        txn: &DatabaseTransaction,
+        network: &network::Model,
+        hostname: &str,
+    ) -> Result<String, StoreError> {
+        let wanted = names::from_hostname(hostname);
+        let stem = wanted.chars().take(48).collect::<String>().to_lowercase();
+        let of_network = self.names.entry(network.id).or_default();
+        if !of_network.contains_key(&stem) {
+            // Without regard to case, as people read them; `_` matches too much, which does no harm.
+            let taken: Vec<String> = node::Entity::find()
+                .select_only()
+                .column(node::Column::Name)
+                .filter(node::Column::NetworkId.eq(network.id))
+                .filter(Expr::expr(Func::lower(Expr::col(node::Column::Name))).like(format!("{stem}%")))
+                .into_tuple()
+                .all(txn)
+                .await?;
+            of_network.insert(stem.clone(), taken.into_iter().map(|name| name.to_lowercase()).collect());
+        }
+        let taken = of_network.get(&stem);
+        let name = names::make_unique(&wanted, |name| taken.is_some_and(|taken| taken.contains(&name.to_lowercase())));
+        of_network.values_mut().for_each(|taken| _ = taken.insert(name.to_lowercase()));
+        Ok(name)
+    }
 }
 
 impl From<EnrollError> for Failure {
@@ -64,27 +142,36 @@ impl Store {
 
     async fn try_enroll(&self, request: EnrollRequest) -> Result<NodeRecord, Failure> {
         let mut writer = self.write().await?;
+        let record = self.enroll_in(&mut writer, &mut Seen::default(), &request).await?;
+        writer.commit().await?;
+        Ok(record)
+    }
+
+    /// One enrolment of a transaction. One that is refused leaves nothing in it.
+    pub(crate) async fn enroll_in(
+        &self,
+        writer: &mut Writer,
+        seen: &mut Seen,
+        request: &EnrollRequest,
+    ) -> Result<NodeRecord, Failure> {
         let machine = convert::hex(&request.machine_key_pub);
         let key = match &request.auth_key_hash {
-            Some(hash) => Some(
-                auth_key::Entity::find().filter(auth_key::Column::KeyHash.eq(hash.as_str())).one(&writer.txn).await?,
-            ),
+            Some(hash) => Some(seen.key(&writer.txn, hash).await?),
             None => None,
         };
         let known =
             node::Entity::find().filter(node::Column::MachineKeyPub.eq(machine.as_str())).one(&writer.txn).await?;
-        let record = match known {
-            Some(row) => known_machine(&mut writer, row, key, &request).await?,
-            None => new_machine(&mut writer, machine, key, &request, self.max_pending()).await?,
-        };
-        writer.commit().await?;
-        Ok(record)
+        match known {
+            Some(row) => known_machine(writer, seen, row, key, request).await,
+            None => new_machine(writer, seen, machine, key, request, self.max_pending()).await,
+        }
     }
 }
 
 /// `key`: `None` when none was given, `Some(None)` when it is unknown.
 async fn known_machine(
     writer: &mut Writer,
+    seen: &mut Seen,
     row: node::Model,
     key: Option<Option<auth_key::Model>>,
     request: &EnrollRequest,
@@ -128,8 +215,8 @@ async fn known_machine(
     }
     if admit && !before.authorized {
         if before.virtual_ip.is_none() {
-            let network = networks::find(&writer.txn, NetworkId(id_from_db(before.network_id)?)).await?;
-            change.virtual_ip = Set(Some(nodes::free_address(&writer.txn, &network).await?));
+            let network = seen.network(&writer.txn, NetworkId(id_from_db(before.network_id)?)).await?;
+            change.virtual_ip = Set(Some(seen.address(&writer.txn, &network).await?));
             change.virtual_ip6 = Set(nodes::address6(&network, before.id)?);
         }
         change.authorized = Set(true);
@@ -139,7 +226,7 @@ async fn known_machine(
     if let Some(key) = used_key {
         change.auth_key_id = Set(Some(key.id));
         change.approve_routes = Set(key.approve_routes);
-        consume(writer, key, &before.machine_key_pub).await?;
+        consume(writer, seen, key, &before.machine_key_pub).await?;
     }
     // Someone who only comes back changes nothing that others must know.
     let changed = sea_orm::ActiveModelTrait::is_changed(&change);
@@ -153,6 +240,7 @@ async fn known_machine(
 
 async fn new_machine(
     writer: &mut Writer,
+    seen: &mut Seen,
     machine: String,
     key: Option<Option<auth_key::Model>>,
     request: &EnrollRequest,
@@ -167,10 +255,10 @@ async fn new_machine(
         Some(key) => NetworkId(id_from_db(key.network_id)?),
         None => DEFAULT_NETWORK,
     };
-    let network = networks::find(&writer.txn, network_id).await?;
+    let network = seen.network(&writer.txn, network_id).await?;
     let authorized = !request.require_authorization || key.as_ref().is_some_and(|key| key.preauthorized);
     let virtual_ip = if authorized {
-        Some(nodes::free_address(&writer.txn, &network).await?)
+        Some(seen.address(&writer.txn, &network).await?)
     } else {
         let pending = node::Entity::find()
             .filter(node::Column::NetworkId.eq(network.id))
@@ -187,7 +275,7 @@ async fn new_machine(
     let now = to_db(writer.now)?;
     let mut row = node::Entity::insert(node::ActiveModel {
         network_id: Set(network.id),
-        name: Set(free_name(writer, &network, &host.hostname).await?),
+        name: Set(seen.name(&writer.txn, &network, &host.hostname).await?),
         machine_key_pub: Set(machine.clone()),
         virtual_ip: Set(virtual_ip),
         hostname: Set(host.hostname),
@@ -205,15 +293,17 @@ async fn new_machine(
     })
     .exec_with_returning(&writer.txn)
     .await?;
-    if authorized {
+    if authorized && let Some(virtual_ip6) = nodes::address6(&network, row.id)? {
         // Its id is known only now.
-        let virtual_ip6 = nodes::address6(&network, row.id)?;
-        let mut change = row.into_active_model();
-        change.virtual_ip6 = Set(virtual_ip6);
-        row = node::Entity::update(change).exec(&writer.txn).await?;
+        node::Entity::update_many()
+            .col_expr(node::Column::VirtualIp6, Expr::value(virtual_ip6.as_str()))
+            .filter(node::Column::Id.eq(row.id))
+            .exec(&writer.txn)
+            .await?;
+        row.virtual_ip6 = Some(virtual_ip6);
     }
     if let Some(key) = key {
-        consume(writer, key, &machine).await?;
+        consume(writer, seen, key, &machine).await?;
     }
     let record = convert::node(row)?;
     writer.log(&Subject::Node(record.id)).await?;
@@ -237,8 +327,12 @@ fn usable(
     Ok(key)
 }
 
-async fn consume(writer: &Writer, key: auth_key::Model, machine: &str) -> Result<(), StoreError> {
+async fn consume(writer: &Writer, seen: &mut Seen, key: auth_key::Model, machine: &str) -> Result<(), StoreError> {
     let one_shot = !key.reusable;
+    // All of this transaction happens at one moment.
+    if !seen.used.insert(key.id) && !one_shot {
+        return Ok(());
+    }
     let mut change = key.into_active_model();
     change.used_at = Set(Some(to_db(writer.now)?));
     if one_shot {
@@ -246,23 +340,6 @@ async fn consume(writer: &Writer, key: auth_key::Model, machine: &str) -> Result
     }
     auth_key::Entity::update(change).exec(&writer.txn).await?;
     Ok(())
-}
-
-/// A name made of the host name that is free in `network`.
-async fn free_name(writer: &Writer, network: &network::Model, hostname: &str) -> Result<String, StoreError> {
-    let wanted = names::from_hostname(hostname);
-    // Without regard to case, as people read them; `_` matches too much, which does no harm.
-    let stem = format!("{}%", wanted.chars().take(48).collect::<String>().to_lowercase());
-    let taken: Vec<String> = node::Entity::find()
-        .select_only()
-        .column(node::Column::Name)
-        .filter(node::Column::NetworkId.eq(network.id))
-        .filter(Expr::expr(Func::lower(Expr::col(node::Column::Name))).like(stem))
-        .into_tuple()
-        .all(&writer.txn)
-        .await?;
-    let taken: HashSet<String> = taken.into_iter().map(|name| name.to_lowercase()).collect();
-    Ok(names::make_unique(&wanted, |name| taken.contains(&name.to_lowercase())))
 }
 
 fn clean(host: &HostInfo) -> HostInfo {

@@ -138,3 +138,12 @@ pub(crate) fn mariadb_number(error: &DbErr) -> Option<u16> {
 pub(crate) fn is_locked(error: &DbErr) -> bool {
     matches!(sqlite_code(error), Some(5 | 6)) || matches!(mariadb_number(error), Some(1205 | 1213))
 }
+
+/// The database answers and does not like what it was given, or what it holds: another write may fare better.
+pub(crate) fn answered(error: &StoreError) -> bool {
+    match error {
+        StoreError::Database(error) => driver_error(error).is_some(),
+        StoreError::Locked(_) | StoreError::Silent | StoreError::LeaseLost => false,
+        _ => true,
+    }
+}

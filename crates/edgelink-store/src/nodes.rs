@@ -198,29 +198,8 @@ impl Store {
     /// [`StoreError::StaleKey`] when its seq is below the stored one's, or equal with other bytes. The same statement
     /// again is fine and writes nothing.
     pub async fn set_node_key(&self, id: NodeId, key: NodeKeyRecord) -> Result<(), StoreError> {
-        let Some(node_pub) = key.statement.get(60..92).filter(|_| key.statement.len() == 120) else {
-            return Err(StoreError::Invalid("a key statement has 120 bytes".into()));
-        };
-        if key.signature.len() != 64 {
-            return Err(StoreError::Invalid("a key statement's signature has 64 bytes".into()));
-        }
         let mut writer = self.write().await?;
-        let row = find(&writer.txn, id).await?;
-        if let Some(stored) = row.node_key_seq.map(from_db).transpose()? {
-            if stored == key.seq && row.node_key_statement.as_deref() == Some(&key.statement[..]) {
-                return Ok(());
-            }
-            if key.seq <= stored {
-                return Err(StoreError::StaleKey { stored, given: key.seq });
-            }
-        }
-        let mut change = row.into_active_model();
-        change.node_key_pub = Set(Some(convert::hex(node_pub)));
-        change.node_key_updated_at = Set(Some(to_db(writer.now)?));
-        change.node_key_seq = Set(Some(to_db(key.seq)?));
-        change.node_key_statement = Set(Some(key.statement));
-        change.node_key_signature = Set(Some(key.signature));
-        save(&mut writer, change).await?;
+        set_key_in(&mut writer, id, &key).await?;
         writer.commit().await?;
         Ok(())
     }
@@ -287,12 +266,53 @@ pub(crate) async fn save(writer: &mut Writer, mut change: node::ActiveModel) -> 
     Ok(record)
 }
 
+/// One key statement of a transaction; one that is refused leaves nothing in it. See [`Store::set_node_key`].
+pub(crate) async fn set_key_in(writer: &mut Writer, id: NodeId, key: &NodeKeyRecord) -> Result<(), StoreError> {
+    let Some(node_pub) = key.statement.get(60..92).filter(|_| key.statement.len() == 120) else {
+        return Err(StoreError::Invalid("a key statement has 120 bytes".into()));
+    };
+    if key.signature.len() != 64 {
+        return Err(StoreError::Invalid("a key statement's signature has 64 bytes".into()));
+    }
+    let seq = to_db(key.seq)?;
+    let row = find(&writer.txn, id).await?;
+    if let Some(stored) = row.node_key_seq.map(from_db).transpose()? {
+        if stored == key.seq && row.node_key_statement.as_deref() == Some(&key.statement[..]) {
+            return Ok(());
+        }
+        if key.seq <= stored {
+            return Err(StoreError::StaleKey { stored, given: key.seq });
+        }
+    }
+    let mut change = row.into_active_model();
+    change.node_key_pub = Set(Some(convert::hex(node_pub)));
+    change.node_key_updated_at = Set(Some(to_db(writer.now)?));
+    change.node_key_seq = Set(Some(seq));
+    change.node_key_statement = Set(Some(key.statement.clone()));
+    change.node_key_signature = Set(Some(key.signature.clone()));
+    save(writer, change).await?;
+    Ok(())
+}
+
 /// The lowest free address of `network`, as the transaction sees it.
 pub(crate) async fn free_address(txn: &DatabaseTransaction, network: &network::Model) -> Result<String, StoreError> {
-    let subnet: Ipv4Net = network
-        .subnet
-        .parse()
-        .map_err(|_| StoreError::Corrupt(format!("networks.subnet of row {} is {:?}", network.id, network.subnet)))?;
+    let subnet = subnet(network)?;
+    match ipam::allocate(subnet, &taken_addresses(txn, network).await?) {
+        Some(address) => Ok(address.to_string()),
+        None => Err(StoreError::PoolExhausted(subnet.to_string())),
+    }
+}
+
+pub(crate) fn subnet(network: &network::Model) -> Result<Ipv4Net, StoreError> {
+    let corrupt = |_| StoreError::Corrupt(format!("networks.subnet of row {} is {:?}", network.id, network.subnet));
+    network.subnet.parse().map_err(corrupt)
+}
+
+/// Every overlay address of `network` that a node has.
+pub(crate) async fn taken_addresses(
+    txn: &DatabaseTransaction,
+    network: &network::Model,
+) -> Result<BTreeSet<Ipv4Addr>, StoreError> {
     let taken: Vec<Option<String>> = node::Entity::find()
         .select_only()
         .column(node::Column::VirtualIp)
@@ -301,15 +321,8 @@ pub(crate) async fn free_address(txn: &DatabaseTransaction, network: &network::M
         .into_tuple()
         .all(txn)
         .await?;
-    let mut used = BTreeSet::new();
-    for ip in taken.into_iter().flatten() {
-        let parsed: Ipv4Addr = ip.parse().map_err(|_| StoreError::Corrupt(format!("nodes.virtual_ip holds {ip:?}")))?;
-        used.insert(parsed);
-    }
-    match ipam::allocate(subnet, &used) {
-        Some(address) => Ok(address.to_string()),
-        None => Err(StoreError::PoolExhausted(subnet.to_string())),
-    }
+    let corrupt = |ip: &String| StoreError::Corrupt(format!("nodes.virtual_ip holds {ip:?}"));
+    taken.into_iter().flatten().map(|ip| ip.parse().map_err(|_| corrupt(&ip))).collect()
 }
 
 /// The node's address in the network's IPv6 prefix, if it has one.

@@ -77,6 +77,7 @@ fn helpers_that_take_the_writer_tell_the_followers() {
     let read = |name: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(name)).unwrap();
     for (file, helper, word) in [
         ("nodes.rs", "async fn save(", "writer.log(&Subject::Node"),
+        ("nodes.rs", "async fn set_key_in(", "save(writer"),
         ("revocations.rs", "async fn insert(", "writer.log(&Subject::Revocation"),
         ("revocations.rs", "async fn node_wide(", "insert(writer"),
         ("enroll.rs", "async fn new_machine(", "writer.log(&Subject::Node"),
