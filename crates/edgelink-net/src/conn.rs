@@ -12,28 +12,21 @@ use bytes::{Buf, Bytes};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, BufReader, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
-use crate::{pace::MAX_BUDGET, stream::PacedStream};
+use crate::{pace::MAX_BUDGET, socket::Socket};
 
 /// Bytes read from the socket at once. rustls asks for 4 KiB at a time; without a buffer below it, every one of those
 /// would be a system call.
 pub const READ_BUFFER: usize = 64 * 1024;
 
-/// A TCP socket with a read buffer of [`READ_BUFFER`] bytes; writes pass through, gathered.
-pub(crate) type Socket = BufReader<PacedStream>;
-
-pub(crate) fn socket(stream: TcpStream) -> Socket {
-    BufReader::with_capacity(READ_BUFFER, PacedStream::new(stream))
-}
-
 /// A connected byte stream with its two addresses.
 ///
 /// Reads are buffered below TLS; writes are gathered (`writev`), so that a WebSocket message of 192 KiB leaves in one or
-/// two system calls. Memory: [`READ_BUFFER`] plus the TLS records that the socket did not take yet, which
-/// [`crate::ws::WebSocket::poll_ready`] bounds.
+/// two system calls. Memory: [`READ_BUFFER`] while something read is not taken yet, and the TLS records that the socket did
+/// not take yet, which [`crate::ws::WebSocket::poll_ready`] bounds.
 pub struct Conn {
     /// What an HTTP parser had already read of the bytes behind its message.
     prefix: Bytes,
@@ -56,7 +49,7 @@ impl Conn {
     /// A plain TCP connection.
     #[must_use]
     pub fn tcp(stream: TcpStream) -> Self {
-        Self::plain(socket(stream))
+        Self::plain(Socket::new(stream))
     }
 
     pub(crate) fn plain(socket: Socket) -> Self {
@@ -85,7 +78,10 @@ impl Conn {
         match upgraded.downcast::<TokioIo<Self>>() {
             Ok(parts) => {
                 let mut conn = parts.io.into_inner();
-                conn.prefix = parts.read_buf;
+                // An empty one would still keep the parser's buffer.
+                if !parts.read_buf.is_empty() {
+                    conn.prefix = parts.read_buf;
+                }
                 conn
             }
             Err(upgraded) => Self::other(TokioIo::new(upgraded)),
@@ -146,6 +142,9 @@ impl AsyncRead for Conn {
         if self.prefix.has_remaining() {
             let len = self.prefix.len().min(buf.remaining());
             buf.put_slice(&self.prefix.split_to(len));
+            if self.prefix.is_empty() {
+                self.prefix = Bytes::new();
+            }
             return Poll::Ready(Ok(()));
         }
         self.stream().poll_read(cx, buf)

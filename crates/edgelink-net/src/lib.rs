@@ -16,6 +16,7 @@ pub mod conn;
 pub mod pace;
 mod proxy;
 pub mod server;
+mod socket;
 mod stream;
 pub mod tcp;
 pub mod tls;

@@ -5,7 +5,7 @@ use std::{fmt, io};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 
-use crate::conn::Socket;
+use crate::socket::Socket;
 
 /// What a proxy may say before its tunnel opens.
 const MAX_RESPONSE: usize = 16 * 1024;

@@ -25,7 +25,7 @@ use rustls::ServerConfig;
 use tokio::{net::TcpStream, sync::watch, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-use crate::conn::{Conn, socket};
+use crate::{conn::Conn, socket::Socket};
 
 pub use crate::tcp::{BindError, Listener};
 
@@ -134,7 +134,7 @@ where
 /// When it fails or takes longer.
 pub async fn tls_accept(stream: TcpStream, tls: Arc<ServerConfig>) -> Result<Conn, TlsAcceptError> {
     // No limit: the WebSocket above bounds what is unsent, see `ws::WebSocket::poll_ready`.
-    let handshake = TlsAcceptor::from(tls).accept_with(socket(stream), |tls| tls.set_buffer_limit(None));
+    let handshake = TlsAcceptor::from(tls).accept_with(Socket::new(stream), |tls| tls.set_buffer_limit(None));
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(stream)) => Ok(Conn::tls_server(stream)),
         Ok(Err(error)) => Err(TlsAcceptError::Handshake(error)),

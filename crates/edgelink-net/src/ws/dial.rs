@@ -31,11 +31,7 @@ use super::{
     dial_error::{tls_error, tunnel_error},
     upgrade::{accept_key, has_token},
 };
-use crate::{
-    conn::{Conn, Socket, socket},
-    proxy::Proxy,
-    tcp,
-};
+use crate::{conn::Conn, proxy::Proxy, socket::Socket, tcp};
 
 /// Whether an address that a name resolved to may be connected to.
 pub type AddressFilter = Arc<dyn Fn(IpAddr) -> bool + Send + Sync>;
@@ -312,7 +308,7 @@ async fn open_socket(
     let stream = tcp::connect(&addresses).await;
     let stream = stream.map_err(|source| DialError::Connect { target: format!("{host}:{port}"), source })?;
     let address = stream.peer_addr().ok();
-    Ok((socket(stream), address))
+    Ok((Socket::new(stream), address))
 }
 
 fn request(dial: &Dial, target: &Target) -> Result<Request<Empty<Bytes>>, DialError> {

@@ -82,7 +82,9 @@ const FRAME_HEADER: usize = 14;
 /// one message outgoing, and the buffers of [`Conn`].
 #[derive(Debug)]
 pub struct WebSocket {
-    stream: WebSocketStream<Conn>,
+    /// Boxed, since futures that take a WebSocket hold it once per call: by value, it would make each connection's task
+    /// several times as large.
+    stream: Box<WebSocketStream<Conn>>,
     /// The message behind the one handed out last. Reading ahead lets the codec give up its share of that one's buffer,
     /// so that the caller owns it alone and may change it in place.
     ahead: Option<Result<Option<Incoming>, WsError>>,
@@ -171,6 +173,7 @@ impl WebSocket {
     }
 
     fn new(stream: WebSocketStream<Conn>) -> Self {
+        let stream = Box::new(stream);
         Self { stream, ahead: None, unsent: 0, unsent_replies: 0, ended: false, close_reason: None, write_first: false }
     }
 
