@@ -1,71 +1,42 @@
 //! The controller under test, and what its administrator does.
 
+use crate::process::{Process, Usage, bin_dir};
 use anyhow::{Context as _, Result, bail};
 use edgelink_net::tls::{self, ClientTls, Pin};
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
-
-/// What the controller has used.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Usage {
-    /// CPU seconds, user and system.
-    pub(crate) cpu: f64,
-    /// Resident set, bytes.
-    pub(crate) rss: u64,
-}
+use tokio::process::Command;
 
 /// A running controller on a directory of its own.
 pub(crate) struct Controller {
     bin_dir: PathBuf,
     dir: TempDir,
-    child: Child,
-    pid: u32,
-    pub(crate) address: SocketAddr,
+    process: Process,
     pub(crate) pin: Pin,
 }
 
 impl Controller {
-    pub(crate) async fn start(bin_dir: Option<PathBuf>, limit: Duration) -> Result<Self> {
-        let bin_dir = match bin_dir {
-            Some(dir) => dir,
-            None => std::env::current_exe()?.parent().context("this program is nowhere")?.to_owned(),
-        };
+    /// `config`: members of the configuration object beside where it listens.
+    pub(crate) async fn start(given: Option<&Path>, config: &str, limit: Duration) -> Result<Self> {
+        let bin_dir = bin_dir(given)?;
         let dir = tempfile::tempdir()?;
-        let config = dir.path().join("controller.json");
+        let file = dir.path().join("controller.json");
         // STUN needs ports of the machine, and no node here uses it.
-        std::fs::write(&config, r#"{"listen": {"http": "127.0.0.1:0"}, "builtin_stun": {"enabled": false}}"#)?;
-        let program = bin_dir.join("edgelink-controller");
-        let mut child = Command::new(&program)
-            .arg("--config")
-            .arg(&config)
-            .arg("--state-dir")
-            .arg(dir.path().join("state"))
-            .env("EDGELINK_LOG", "warn")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        let pid = child.id().context("the controller ended at once")?;
-        let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
-        let ready = async {
-            while let Some(line) = lines.next_line().await? {
-                // `ready URL on ADDRESS`
-                if let Some(address) = line.strip_prefix("ready ").and_then(|rest| rest.rsplit(' ').next()) {
-                    return Ok(address.parse()?);
-                }
-            }
-            bail!("the controller ended before it was ready")
-        };
-        let address = tokio::time::timeout(limit, ready).await.context("the controller is not ready")??;
-        let ca = std::fs::read(dir.path().join("state/ca.pem")).context("the controller has made no CA")?;
+        let config =
+            format!(r#"{{"listen": {{"http": "127.0.0.1:0"}}, "builtin_stun": {{"enabled": false}}{config}}}"#);
+        std::fs::write(&file, config)?;
+        let state = dir.path().join("state");
+        let args = [Path::new("--config"), &file, Path::new("--state-dir"), &state];
+        let process = Process::start(&bin_dir.join("edgelink-controller"), &args, limit).await?;
+        let ca = std::fs::read(state.join("ca.pem")).context("the controller has made no CA")?;
         let pin = tls::spki_pin(&ca)?;
-        Ok(Self { bin_dir, dir, child, pid, address, pin })
+        Ok(Self { bin_dir, dir, process, pin })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.process.address
     }
 
     pub(crate) fn tls(&self) -> ClientTls {
@@ -73,7 +44,7 @@ impl Controller {
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {
-        Usage::of(self.pid)
+        self.process.usage()
     }
 
     /// Runs `edgelink-ctl` on the controller's database and returns what it prints.
@@ -114,12 +85,14 @@ impl Controller {
         Ok(answer["key"].as_str().context("edgelink-ctl printed no key")?.to_owned())
     }
 
-    pub(crate) async fn stop(mut self) -> Result<()> {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid)?);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
-        let status = self.child.wait().await?;
-        anyhow::ensure!(status.success(), "the controller ended with {status}");
-        Ok(())
+    /// SIGKILL.
+    #[cfg(test)]
+    pub(crate) async fn kill(&mut self) -> Result<()> {
+        self.process.kill().await
+    }
+
+    pub(crate) async fn stop(self) -> Result<()> {
+        self.process.stop().await
     }
 }
 

@@ -1,5 +1,5 @@
 //! Many synthetic nodes at one real controller: how fast they join, what that costs it, and how soon all of them know of a
-//! change.
+//! change; and at one real relay ([`relay`]).
 //!
 //! Each node has a machine key and a WebSocket of its own, authenticates as real ones do, announces a node key, takes and
 //! acknowledges its configuration and every update. What it is told is checked: nothing of another network, and in the
@@ -9,12 +9,16 @@
 #![allow(clippy::disallowed_methods, reason = "a measuring tool works on the real clock")]
 
 mod controller;
+#[cfg(test)]
+mod crash_tests;
 mod node;
+mod process;
+pub mod relay;
 mod shared;
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Parser;
-use controller::{Controller, Usage};
+use clap::{Parser, Subcommand};
+use controller::Controller;
 use node::Identity;
 use serde_json::json;
 use shared::Shared;
@@ -24,9 +28,24 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::task::LocalSet;
 
-/// Load a controller with synthetic nodes and measure it.
+/// Load a controller, or a relay, with synthetic nodes and measure it.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "edgelink-load", version, max_term_width = 100)]
+#[command(name = "edgelink-load", version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    controller: Args,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    /// Load a relay instead.
+    Relay(relay::RelayArgs),
+}
+
+/// Load a controller with synthetic nodes and measure it.
+#[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Networks, all with the same subnet.
     #[arg(long, default_value_t = 50)]
@@ -86,10 +105,19 @@ pub struct Phase {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
-    match run(&args) {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Some(Command::Relay(args)) => {
+            relay::run(&args).map(|report| if args.json { report.json().to_string() } else { report.text() })
+        }
+        None => {
+            let args = cli.controller;
+            run(&args).map(|report| if args.json { report.json().to_string() } else { report.text() })
+        }
+    };
+    match outcome {
         Ok(report) => {
-            println!("{}", if args.json { report.json().to_string() } else { report.text() });
+            println!("{report}");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -104,15 +132,19 @@ pub fn main() -> ExitCode {
 /// # Errors
 /// When the controller does not start, refuses a node, tells one something of another network, or is too slow.
 pub fn run(args: &Args) -> Result<Report> {
+    on_one_thread(measure(args))
+}
+
+fn on_one_thread<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     edgelink_os::open_files::raise_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, measure(args))
+    LocalSet::new().block_on(&runtime, work)
 }
 
 async fn measure(args: &Args) -> Result<Report> {
     ensure!(args.networks > 0 && args.nodes > 1, "at least one network of two nodes is needed");
     let limit = Duration::from_secs(args.timeout);
-    let controller = Controller::start(args.bin_dir.clone(), limit).await?;
+    let controller = Controller::start(args.bin_dir.as_deref(), "", limit).await?;
     let mut identities = Vec::new();
     for network in 0..args.networks {
         let key = controller.add_network(network, args.nodes + args.changes).await?;
@@ -246,25 +278,5 @@ impl Report {
                 self.change_cpu,
                 self.stray_messages
             )
-    }
-}
-
-/// What a process has used, from `/proc`.
-impl Usage {
-    /// Clock ticks per second in `/proc` (`USER_HZ`), which Linux fixes for user space.
-    const TICKS: f64 = 100.0;
-
-    fn of(pid: u32) -> Result<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the controller has ended")?;
-        // The name in parentheses may hold spaces.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |field: usize| fields.get(field).and_then(|text| text.parse::<f64>().ok());
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
-        let (Some(user), Some(system), Some(rss)) = (ticks(11), ticks(12), rss) else {
-            anyhow::bail!("/proc/{pid} is not as expected");
-        };
-        let kib: u64 = rss;
-        Ok(Self { cpu: (user + system) / Self::TICKS, rss: kib * 1024 })
     }
 }

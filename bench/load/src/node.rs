@@ -46,14 +46,26 @@ pub(crate) fn spawn(shared: Rc<Shared>, identity: Rc<Identity>) {
     });
 }
 
+/// Lets one node in and leaves: its machine key, id and relay_token.
+pub(crate) async fn enrol(shared: &Rc<Shared>, network: usize, key: String) -> Result<(MachineKey, u32, String)> {
+    let identity = Identity::new(network, Some(key));
+    let turns = Rc::clone(&shared.turns);
+    let mut turn = Some(turns.acquire().await?);
+    let mut node = Node::new(shared, &identity, dial(&shared.dial).await?);
+    let admitted = node.authenticate(&mut turn).await?;
+    node.ws.close(1000, "").await;
+    let node = admitted.identity.context("AUTH_RESPONSE without ids")?.node_id;
+    let relay_token = admitted.tokens.context("AUTH_RESPONSE without tokens")?.relay_token;
+    Ok((identity.machine, node, relay_token))
+}
+
 async fn live(shared: &Rc<Shared>, identity: &Identity) -> Result<()> {
     let leave = shared.leave.notified();
     let turn = Rc::clone(&shared.turns);
     let turn = turn.acquire().await?;
     let ws = dial(&shared.dial).await?;
     shared.count_connection(true);
-    let mut node =
-        Node { shared, identity, ws, reassembler: Reassembler::new(), acks: 0, peers: HashMap::new(), complete: false };
+    let mut node = Node::new(shared, identity, ws);
     let outcome = tokio::select! {
         outcome = node.serve(turn) => outcome,
         () = leave => Ok(()),
@@ -74,8 +86,40 @@ struct Node<'a> {
     complete: bool,
 }
 
-impl Node<'_> {
+impl<'a> Node<'a> {
+    fn new(shared: &'a Rc<Shared>, identity: &'a Identity, ws: WebSocket) -> Self {
+        Self { shared, identity, ws, reassembler: Reassembler::new(), acks: 0, peers: HashMap::new(), complete: false }
+    }
+
     async fn serve(&mut self, turn: tokio::sync::SemaphorePermit<'_>) -> Result<()> {
+        let mut turn = Some(turn);
+        let admitted = self.authenticate(&mut turn).await?;
+        let me = admitted.identity.context("AUTH_RESPONSE without ids")?;
+        self.shared.admitted(me.node_id, self.identity.network)?;
+        *self.identity.auth_token.borrow_mut() = admitted.tokens.context("AUTH_RESPONSE without tokens")?.auth_token;
+        // It has served.
+        *self.identity.auth_key.borrow_mut() = None;
+        let announce = self.announce(&me, admitted.server_time_ms / 1000)?;
+        self.ws.send(announce.into()).await?;
+        drop(turn);
+
+        let mut ping = tokio::time::interval(PING_INTERVAL);
+        ping.reset();
+        let mut sequence = 0;
+        loop {
+            tokio::select! {
+                received = self.hear() => self.take(received?).await?,
+                _ = ping.tick() => {
+                    sequence += 1;
+                    let ping = Ping { sent_us: 1, seq: sequence }.encode(FrameType::Ping);
+                    self.ws.send(ping.to_vec().into()).await?;
+                }
+            }
+        }
+    }
+
+    /// Proves the machine key, and waits until the controller lets it in.
+    async fn authenticate<T>(&mut self, turn: &mut Option<T>) -> Result<proto::AuthResponse> {
         let public = self.identity.machine.public();
         self.say(proto::AuthRequest {
             protocol_version: 1,
@@ -101,39 +145,16 @@ impl Node<'_> {
             ..Default::default()
         })
         .await?;
-        let mut turn = Some(turn);
-        let admitted = loop {
+        loop {
             match self.hear().await?.message {
-                ControlMessage::AuthResponse(response) => break response,
+                ControlMessage::AuthResponse(response) => return Ok(response),
                 ControlMessage::Error(error) if error.code == NOT_AUTHORIZED => {
-                    turn = None;
+                    *turn = None;
                     // "node 17 waits for authorization; …"
                     let id = error.message.split_whitespace().nth(1).and_then(|id| id.parse().ok());
                     self.shared.waits(id.context("ERROR 1006 names no node")?);
                 }
                 other => bail!("the controller refuses: {other:?}"),
-            }
-        };
-        let me = admitted.identity.context("AUTH_RESPONSE without ids")?;
-        self.shared.admitted(me.node_id, self.identity.network)?;
-        *self.identity.auth_token.borrow_mut() = admitted.tokens.context("AUTH_RESPONSE without tokens")?.auth_token;
-        // It has served.
-        *self.identity.auth_key.borrow_mut() = None;
-        let announce = self.announce(&me, admitted.server_time_ms / 1000)?;
-        self.ws.send(announce.into()).await?;
-        drop(turn);
-
-        let mut ping = tokio::time::interval(PING_INTERVAL);
-        ping.reset();
-        let mut sequence = 0;
-        loop {
-            tokio::select! {
-                received = self.hear() => self.take(received?).await?,
-                _ = ping.tick() => {
-                    sequence += 1;
-                    let ping = Ping { sent_us: 1, seq: sequence }.encode(FrameType::Ping);
-                    self.ws.send(ping.to_vec().into()).await?;
-                }
             }
         }
     }

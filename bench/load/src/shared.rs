@@ -37,8 +37,8 @@ impl Shared {
     pub(crate) fn new(controller: &Controller, networks: usize, nodes: usize, concurrency: usize) -> Result<Self> {
         let tls = tls::client_config(&controller.tls())?;
         Ok(Self {
-            dial: Dial::new(format!("wss://{}/ws/control", controller.address), tls),
-            host: controller.address.ip().to_string(),
+            dial: Dial::new(format!("wss://{}/ws/control", controller.address()), tls),
+            host: controller.address().ip().to_string(),
             turns: Rc::new(Semaphore::new(concurrency)),
             size: RefCell::new(vec![nodes; networks]),
             networks: RefCell::default(),
