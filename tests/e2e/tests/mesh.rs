@@ -52,8 +52,26 @@ struct Meshed {
     relays: [Relay; 2],
 }
 
+/// Which of the two relays the network lets dial the other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dials {
+    /// The one that the controller's word suffices for: the lower id dials.
+    First,
+    /// The other, which must be configured to (`mesh.peers`).
+    Second,
+}
+
 impl Meshed {
     fn start() -> Option<Self> {
+        let mut this = Self::new(Dials::First)?;
+        for n in [1, 2] {
+            this.add_relay(n, &[]);
+        }
+        this.join();
+        Some(this)
+    }
+
+    fn new(dials: Dials) -> Option<Self> {
         let controller = json!({ "builtin_relay": { "enabled": false } });
         let options = NetOptions { plain: true, controller: Some(controller), ..NetOptions::default() };
         let mut net = Net::lab(&["a", "b"], options).unwrap()?;
@@ -69,28 +87,29 @@ impl Meshed {
         });
         let [r1, r2] = [relays[0].address, relays[1].address];
         let (a, b, c) = (TcpOnly::node_address(1), TcpOnly::node_address(2), TcpOnly::RELAY);
+        let (from, to) = if dials == Dials::First { (r1, r2) } else { (r2, r1) };
         net.topology
             .router
             .nft(&format!(
                 "table inet lab_filter\ndelete table inet lab_filter\ntable inet lab_filter {{\n  chain forward {{\n    \
                  type filter hook forward priority 0; policy drop;\n    ct state established,related accept\n    \
                  ip daddr {c} tcp dport 80 accept\n    ip saddr {a} ip daddr {r1} tcp dport 80 accept\n    \
-                 ip saddr {b} ip daddr {r2} tcp dport 80 accept\n    ip saddr {r1} ip daddr {r2} tcp dport 80 accept\n  }}\n}}\n"
+                 ip saddr {b} ip daddr {r2} tcp dport 80 accept\n    ip saddr {from} ip daddr {to} tcp dport 80 accept\n  }}\n}}\n"
             ))
             .unwrap();
         net.start_controller().unwrap();
-        let mut this = Self { net, relays };
-        for n in [1, 2] {
-            this.add_relay(n);
-        }
-        this.relays[0].wait_metric("edgelink_relay_mesh_links", 1);
-        this.net.join(0).unwrap();
-        this.net.join(1).unwrap();
-        Some(this)
+        Some(Self { net, relays })
     }
 
-    /// As an administrator does it: the printed configuration is pasted as it is, but for the state directory.
-    fn add_relay(&mut self, n: usize) {
+    fn join(&mut self) {
+        self.relays[0].wait_metric("edgelink_relay_mesh_links", 1);
+        self.net.join(0).unwrap();
+        self.net.join(1).unwrap();
+    }
+
+    /// As an administrator does it: the printed configuration is pasted as it is, but for the state directory and for
+    /// relays that it shall dial.
+    fn add_relay(&mut self, n: usize, peers: &[String]) {
         let relay = &mut self.relays[n - 1];
         let (name, url) = (format!("r{n}"), format!("ws://{}/ws/data", relay.address));
         let controller = self.net.url().unwrap();
@@ -98,6 +117,9 @@ impl Meshed {
         let added = self.net.ctl_json(&add).unwrap();
         let mut config = added["config"].clone();
         config["state_dir"] = json!(self.net.lab_ref().dir().join(&name));
+        if !peers.is_empty() {
+            config["mesh"]["peers"] = json!(peers);
+        }
         std::fs::write(&relay.config, config.to_string()).unwrap();
         relay.id = added["id"].as_u64().unwrap();
         relay.start();
@@ -164,6 +186,29 @@ fn nodes_at_different_relays_reach_each_other_over_the_mesh() {
         assert!(process.wait(SOON).unwrap().success());
         assert!(!process.stderr().contains("panicked"), "{}", process.stderr());
     }
+}
+
+#[test]
+fn a_relay_that_cannot_be_dialled_dials_its_configured_peers() {
+    let Some(mut meshed) = Meshed::new(Dials::Second) else { return };
+    meshed.add_relay(1, &[]);
+    // Relay 1 has the lower id and is told where relay 2 is, in vain: nothing gets there.
+    let peer = format!("ws://{}/ws/mesh", meshed.relays[0].address);
+    meshed.add_relay(2, &[peer]);
+    meshed.join();
+    let pinger = meshed.ping();
+    pinger.wait_answers(20).unwrap();
+    for relay in &meshed.relays {
+        assert!(relay.metric("edgelink_relay_mesh_out_frames_total") >= 20);
+        assert_eq!(relay.metric("edgelink_relay_mesh_links"), 1, "one link per pair");
+    }
+    // The one that waits is killed and comes back: it is dialled again, though the controller is gone.
+    meshed.net.controller().unwrap().kill().unwrap();
+    meshed.relays[0].process().kill().unwrap();
+    pinger.wait_silence(SOON).unwrap();
+    meshed.relays[0].start();
+    pinger.wait_answer(SOON).unwrap();
+    pinger.stop().unwrap();
 }
 
 #[test]
