@@ -57,5 +57,5 @@ pub use namespace::{Isolation, support};
 pub use nat::{Behaviour, Nat, NatError, NatKind};
 pub use pipe::Counters;
 pub use process::{Line, Process, Stream};
-pub use router::Router;
+pub use router::{PortMappings, Router};
 pub use tools::Tool;

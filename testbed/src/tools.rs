@@ -25,6 +25,8 @@ pub enum Tool {
     Turnserver,
     /// coturn's client for that.
     NatDiscovery,
+    /// miniupnpd, by which routers map ports on request.
+    Miniupnpd,
 }
 
 impl Tool {
@@ -41,6 +43,7 @@ impl Tool {
             Self::Iperf3 => "iperf3",
             Self::Turnserver => "turnserver",
             Self::NatDiscovery => "turnutils_natdiscovery",
+            Self::Miniupnpd => "miniupnpd",
         }
     }
 
@@ -53,6 +56,7 @@ impl Tool {
             Self::Ping => "iputils-ping",
             Self::Iperf3 => "iperf3",
             Self::Turnserver | Self::NatDiscovery => "coturn",
+            Self::Miniupnpd => "miniupnpd-nftables",
         }
     }
 }

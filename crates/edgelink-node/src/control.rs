@@ -31,6 +31,8 @@ pub(crate) struct Control {
     backoff: Backoff,
     reassembler: Reassembler,
     last_received: Option<Instant>,
+    /// It was asked at this time whether it is alive, and has as long to answer.
+    checked: Option<(Instant, Duration)>,
     ping_seq: u32,
     ack_requests: u64,
     pub(crate) rtt: Option<Duration>,
@@ -70,6 +72,19 @@ impl Control {
     pub(crate) fn phase(&self) -> Phase {
         self.phase
     }
+
+    /// Until when it must say something, having been asked.
+    fn answer_by(&self) -> Option<Instant> {
+        let (asked, patience) = self.checked?;
+        self.last_received.is_none_or(|heard| heard < asked).then(|| asked + patience)
+    }
+
+    /// Whether nothing was heard for too long: since it was asked, or at all.
+    fn is_silent(&self, now: Instant) -> bool {
+        let Some(heard) = self.last_received else { return true };
+        let unanswered = self.answer_by().is_some_and(|at| now >= at);
+        unanswered || now.saturating_duration_since(heard) >= SILENCE
+    }
 }
 
 impl Node {
@@ -107,6 +122,7 @@ impl Node {
         }
         self.control.link = None;
         self.control.rtt = None;
+        self.control.checked = None;
         if self.control.refusal.is_none() {
             self.control.problem = Some(reason.to_owned());
         }
@@ -121,7 +137,7 @@ impl Node {
             self.dial_control();
             return;
         };
-        let silent = self.control.last_received.is_none_or(|at| now.mono.saturating_duration_since(at) >= SILENCE);
+        let silent = self.control.is_silent(now.mono);
         match self.control.phase {
             Phase::Waiting | Phase::Ready if !silent => self.ping_control(link, now, rng),
             Phase::Waiting | Phase::Ready => self.drop_control(link, "the controller has gone silent", now, rng),
@@ -341,7 +357,30 @@ impl Node {
         self.control.ping_seq = self.control.ping_seq.wrapping_add(1);
         let ping = Ping { sent_us: self.micros(now), seq: self.control.ping_seq };
         self.send(link, ping.encode(FrameType::Ping).to_vec());
-        self.timers.set(Timer::Control, now.mono + jitter(PING_INTERVAL, rng));
+        let next = now.mono + jitter(PING_INTERVAL, rng);
+        self.timers.set(Timer::Control, self.control.answer_by().map_or(next, |at| at.min(next)));
+    }
+
+    /// Asks the controller whether it is there: it must say something within `least` or four round trips.
+    pub(crate) fn check_control(&mut self, least: Duration, now: Now) {
+        if !matches!(self.control.phase, Phase::Waiting | Phase::Ready) {
+            return;
+        }
+        let Some(link) = self.control.link else { return };
+        let patience = self.control.rtt.map_or(least, |rtt| (rtt * 4).clamp(least, SILENCE));
+        self.control.checked = Some((now.mono, patience));
+        self.control.ping_seq = self.control.ping_seq.wrapping_add(1);
+        let ping = Ping { sent_us: self.micros(now), seq: self.control.ping_seq };
+        self.send(link, ping.encode(FrameType::Ping).to_vec());
+        self.timers.set_earlier(Timer::Control, now.mono + patience);
+    }
+
+    /// Dials now instead of later, unless the controller has refused us.
+    pub(crate) fn redial_control(&mut self, now: Now) {
+        if self.control.link.is_none() && self.control.refusal.is_none() {
+            self.control.backoff = Backoff::default();
+            self.timers.set(Timer::Control, now.mono);
+        }
     }
 
     fn handle_control_pong(&mut self, payload: &[u8], now: Now) {
@@ -358,7 +397,7 @@ impl Node {
         self.control_closed(&format!("the controller sent nonsense: {error}"), now, rng);
     }
 
-    fn drop_control(&mut self, link: LinkId, reason: &str, now: Now, rng: &mut impl rand_core::Rng) {
+    pub(crate) fn drop_control(&mut self, link: LinkId, reason: &str, now: Now, rng: &mut impl rand_core::Rng) {
         self.hang_up(link, None);
         self.control_closed(reason, now, rng);
     }
@@ -376,13 +415,14 @@ impl Node {
     /// Between two looks both clocks go on alike, unless the wall clock is set, or the host is suspended, whose monotonic
     /// clock then stands still. Back it is only ever set: the controller's clock is so much farther ahead. Forward it may
     /// be either, and the controller tells which, at the next authentication.
-    pub(crate) fn look_at_clocks(&mut self, now: Now, rng: &mut impl rand_core::Rng) {
+    /// Returns whether one has stepped.
+    pub(crate) fn look_at_clocks(&mut self, now: Now, rng: &mut impl rand_core::Rng) -> bool {
         let passed = now.mono.saturating_duration_since(self.clocks.mono);
         let expected = self.clocks.unix_ms.saturating_add(u64::try_from(passed.as_millis()).unwrap_or(u64::MAX));
         self.clocks = now;
         let back = expected.saturating_sub(now.unix_ms);
         if expected.abs_diff(now.unix_ms) < CLOCK_STEP_MS {
-            return;
+            return false;
         }
         tracing::info!(
             ms = expected.abs_diff(now.unix_ms),
@@ -393,6 +433,7 @@ impl Node {
         if let Some(link) = self.control.link {
             self.drop_control(link, "the clock was set; asking the controller for its own", now, rng);
         }
+        true
     }
 
     pub(crate) fn control_link(&self) -> Option<LinkId> {

@@ -130,6 +130,18 @@ impl Node {
         if self.direct.port.is_none() {
             return;
         }
+        self.prove_anew(now);
+    }
+
+    /// Packets leave this host by another router or interface than before, whatever its addresses: what the world sees of
+    /// us is found out anew, and so are paths.
+    pub fn uplink_changed(&mut self, now: Now) {
+        if self.network.is_some() && self.direct.port.is_some() {
+            self.prove_anew(now);
+        }
+    }
+
+    pub(crate) fn prove_anew(&mut self, now: Now) {
         self.discover(now);
         let peers: Vec<NodeId> = self.peers.iter().filter(|(_, p)| p.paths.is_some()).map(|(id, _)| id).collect();
         for id in peers {
@@ -144,16 +156,24 @@ impl Node {
                 self.arm_path(id);
             }
         }
-        self.restart_searches(now);
+        self.restart_searches(false, now);
     }
 
-    /// External addresses that the router maps to our socket (UPnP-IGD, NAT-PMP, PCP).
+    /// External addresses that the router maps to our socket (UPnP-IGD, NAT-PMP, PCP). Peers that are not reached
+    /// directly are looked for anew with them.
     pub fn set_port_mappings(&mut self, addresses: &[SocketAddr], now: Now) {
         let mappings: Vec<SocketAddr> = addresses.iter().take(MAX_ENDPOINTS / 2).copied().collect();
         if mappings != self.direct.mappings {
             self.direct.mappings = mappings;
-            self.restart_searches(now);
+            self.direct.nat_changed = true;
+            self.report_nat(now);
+            self.restart_searches(true, now);
         }
+    }
+
+    /// The port of the socket that serves all peers, once it is open.
+    pub fn direct_port(&self) -> Option<u16> {
+        self.direct.port
     }
 
     /// One UDP datagram arrived. What is not ours is dropped and counted, never answered (DESIGN §1).

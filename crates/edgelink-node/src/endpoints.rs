@@ -72,7 +72,8 @@ impl Node {
         own.chain(routes.filter(elsewhere)).collect()
     }
 
-    /// A mapping is known or has changed: peers that are being looked for get it.
+    /// A mapping is known or has changed, or there is a way again to tell them: peers that are being looked for get our
+    /// endpoints.
     pub(crate) fn endpoints_changed(&mut self, now: Now) {
         let searching = |state| matches!(state, PunchState::Trying(_) | PunchState::Waiting(_));
         let searched: Vec<NodeId> = self
@@ -216,7 +217,7 @@ impl Node {
         if sockets.is_empty() || candidates.is_empty() {
             return;
         }
-        let candidates = candidates.into_iter().map(|(_, address)| address).collect();
+        let candidates: Vec<SocketAddr> = candidates.into_iter().map(|(_, address)| address).collect();
         let has_direct = peer.paths.as_ref().is_some_and(|paths| paths.has_direct());
         let punch = peer.punch.get_or_insert_with(|| Box::new(Punch::new(largest)));
         if has_direct && punch.state() == PunchState::Idle {
@@ -230,7 +231,13 @@ impl Node {
             (2, _) => half_way + LEAD,
             _ => half_way,
         };
+        // It has moved, or its direct path is gone: what we send it directly may be lost until that is proved again.
+        let moved = has_direct && (answers || punch.is_news(&candidates));
         punch.set_candidates(candidates, attempt, &sockets, delay, now.mono);
+        if moved && let Some(paths) = &mut peer.paths {
+            paths.probe_all(now.mono);
+            self.arm_path(from);
+        }
         self.timers.set_earlier(Timer::Punch(from), now.mono);
     }
 

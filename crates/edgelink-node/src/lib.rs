@@ -30,6 +30,7 @@ mod persist;
 mod ping;
 mod punching;
 mod relays;
+mod roaming;
 mod routing;
 mod sockets;
 mod status;
@@ -291,7 +292,11 @@ impl Node {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now, rng: &mut impl rand_core::Rng) {
-        self.look_at_clocks(now, rng);
+        let late = self.poll_timeout().is_some_and(|due| now.mono.saturating_duration_since(due) > roaming::LATE);
+        let stepped = self.look_at_clocks(now, rng);
+        if late || stepped {
+            self.resumed(now);
+        }
         if let Some(sessions) = &mut self.sessions {
             sessions.handle_timeout(now.mono);
             if sessions.rekey_due() {

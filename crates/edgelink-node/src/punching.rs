@@ -1,6 +1,7 @@
 //! The search for a direct path to a peer, fed and put into practice; [`edgelink_path::Punch`] keeps it.
 
 use crate::Node;
+use crate::peers::Peer;
 use crate::sockets::MAPPING_PATIENCE;
 use crate::timers::Timer;
 use edgelink_model::{NodeId, Now};
@@ -234,13 +235,14 @@ impl Node {
         }
     }
 
-    /// Addresses have changed: whoever we look for, or talk with directly, should know.
-    pub(crate) fn restart_searches(&mut self, now: Now) {
+    /// Addresses have changed: whoever we look for should know, and whoever we talk with directly too unless `searched_only`.
+    pub(crate) fn restart_searches(&mut self, searched_only: bool, now: Now) {
         if self.direct.port.is_none() {
             return;
         }
-        let concerned: Vec<NodeId> =
-            self.peers.iter().filter(|(_, peer)| peer.has_data(now.mono)).map(|(id, _)| id).collect();
+        let is_direct = |peer: &Peer| peer.paths.as_ref().is_some_and(|paths| paths.has_direct());
+        let concerned = |peer: &Peer| peer.has_data(now.mono) && !(searched_only && is_direct(peer));
+        let concerned: Vec<NodeId> = self.peers.iter().filter(|(_, peer)| concerned(peer)).map(|(id, _)| id).collect();
         let largest = self.config.p2p.mtu;
         for id in concerned {
             let sockets = self.sockets_for(id);

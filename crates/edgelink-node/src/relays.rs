@@ -31,10 +31,10 @@ pub(crate) struct Relay {
     reassembler: Reassembler,
     last_received: Option<Instant>,
     ping_seq: u32,
-    /// It is being asked, since then, whether it is alive.
     /// The token that was shown: what the signature is about, even if a newer one has come meanwhile.
     offered: String,
-    checked_at: Option<Instant>,
+    /// It was asked at this time whether it is alive, and has as long to answer.
+    checked: Option<(Instant, Duration)>,
     pub(crate) rtt: Option<Duration>,
     /// It has said that it is about to end.
     leaving: bool,
@@ -61,7 +61,7 @@ impl Relay {
             last_received: None,
             ping_seq: 0,
             offered: String::new(),
-            checked_at: None,
+            checked: None,
             rtt: None,
             leaving: false,
             problem: None,
@@ -81,15 +81,21 @@ impl Relay {
         self.connected() && !self.leaving
     }
 
+    /// Until when it must say something, having been asked.
+    fn answer_by(&self) -> Option<Instant> {
+        let (asked, patience) = self.checked?;
+        self.last_received.is_none_or(|heard| heard < asked).then(|| asked + patience)
+    }
+
     /// Whether nothing was heard for too long: since it was asked, or at all.
     fn is_silent(&self, now: Instant) -> bool {
         let Some(heard) = self.last_received else { return true };
-        let unanswered = self.checked_at.is_some_and(|asked| heard < asked && now >= asked + self.patience());
+        let unanswered = self.answer_by().is_some_and(|at| now >= at);
         unanswered || now.saturating_duration_since(heard) >= SILENCE
     }
 
-    fn patience(&self) -> Duration {
-        self.rtt.map_or(CHECK, |rtt| (rtt * 4).clamp(CHECK, SILENCE))
+    pub(crate) fn restart_backoff(&mut self) {
+        self.backoff = Backoff::default();
     }
 }
 
@@ -149,7 +155,7 @@ impl Node {
         relay.phase = Phase::Down;
         relay.rtt = None;
         relay.leaving = false;
-        relay.checked_at = None;
+        relay.checked = None;
         relay.problem = Some(reason.to_owned());
         let wait = relay.backoff.next(now.mono, rng);
         tracing::debug!(relay = relay.message.name, reason, ?wait, "relay connection closed");
@@ -281,21 +287,29 @@ impl Node {
         self.relays_changed(now);
         self.ping_relay(id, link, now, rng);
         self.announce_to_active_peers(now);
+        self.endpoints_changed(now);
     }
 
     /// PONGs of a peer are missing over this relay: is it the relay? A connection through which nothing passes is found
     /// and replaced in seconds this way, not when a proxy gives it up.
     pub(crate) fn check_relay(&mut self, id: ServerId, now: Now) {
+        self.check_relay_within(id, CHECK, now);
+    }
+
+    /// The relay must say something within `least` or four round trips.
+    pub(crate) fn check_relay_within(&mut self, id: ServerId, least: Duration, now: Now) {
         let sent_us = self.micros(now);
         let Some(relay) = self.relays.get_mut(&id).filter(|relay| relay.connected()) else { return };
         let (Some(link), Some(heard)) = (relay.link, relay.last_received) else { return };
-        if relay.checked_at.is_some_and(|asked| heard < asked) || now.mono == heard {
+        let patience = relay.rtt.map_or(least, |rtt| (rtt * 4).clamp(least, SILENCE));
+        let asked = relay.checked.is_some_and(|(asked, given)| heard < asked && given <= patience);
+        if asked || now.mono == heard {
             return;
         }
-        relay.checked_at = Some(now.mono);
+        relay.checked = Some((now.mono, patience));
         relay.ping_seq = relay.ping_seq.wrapping_add(1);
         let ping = Ping { sent_us, seq: relay.ping_seq };
-        let at = now.mono + relay.patience();
+        let at = now.mono + patience;
         self.send(link, ping.encode(FrameType::Ping).to_vec());
         self.timers.set_earlier(Timer::Relay(id), at);
     }
@@ -305,8 +319,10 @@ impl Node {
         let Some(relay) = self.relays.get_mut(&id) else { return };
         relay.ping_seq = relay.ping_seq.wrapping_add(1);
         let ping = Ping { sent_us, seq: relay.ping_seq };
+        let answer_by = relay.answer_by();
         self.send(link, ping.encode(FrameType::Ping).to_vec());
-        self.timers.set(Timer::Relay(id), now.mono + jitter(PING_INTERVAL, rng));
+        let next = now.mono + jitter(PING_INTERVAL, rng);
+        self.timers.set(Timer::Relay(id), answer_by.map_or(next, |at| at.min(next)));
     }
 
     fn handle_relay_pong(&mut self, id: ServerId, payload: &[u8], now: Now) {
@@ -335,7 +351,14 @@ impl Node {
         self.relay_closed(id, &format!("the relay sent nonsense: {error}"), now, rng);
     }
 
-    fn drop_relay(&mut self, id: ServerId, link: LinkId, reason: &str, now: Now, rng: &mut impl rand_core::Rng) {
+    pub(crate) fn drop_relay(
+        &mut self,
+        id: ServerId,
+        link: LinkId,
+        reason: &str,
+        now: Now,
+        rng: &mut impl rand_core::Rng,
+    ) {
         self.hang_up(link, None);
         self.relay_closed(id, reason, now, rng);
     }

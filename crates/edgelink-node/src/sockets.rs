@@ -37,7 +37,7 @@ impl Node {
             self.direct.port = Some(port);
             self.direct.problem = None;
             self.discover(now);
-            self.restart_searches(now);
+            self.restart_searches(false, now);
         } else if let Some(extra) = self.direct.extras.get_mut(&socket) {
             extra.port = Some(port);
             if !extra.spray {

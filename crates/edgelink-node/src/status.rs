@@ -198,7 +198,7 @@ impl Node {
                 "UDP seems to be blocked: no STUN server answers; peers elsewhere are reached through relays"
                     .to_owned(),
             );
-        } else if nat.name == NatName::Symmetric {
+        } else if nat.name == NatName::Symmetric && self.direct.mappings.is_empty() {
             problems.push("the NAT is symmetric: peers behind NATs that filter by port are reached with luck, other symmetric ones through relays".to_owned());
         }
         Netcheck {
@@ -206,6 +206,7 @@ impl Node {
             udp,
             nat,
             endpoints: self.endpoints(NodeId::CONTROLLER).into_iter().map(endpoint).collect(),
+            // The shell knows it.
             port_mapping: PortMapping::default(),
             relays: self.relay_status(controller_url),
             problems,

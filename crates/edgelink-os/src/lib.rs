@@ -4,6 +4,7 @@
 //! follow without a change above. Nothing here knows frames, sessions or configuration.
 #![allow(clippy::disallowed_methods, reason = "adapters may read the clock")]
 
+pub mod clock;
 pub mod files;
 pub mod gateway;
 pub mod host;
@@ -13,5 +14,6 @@ pub mod notify;
 pub mod open_files;
 pub mod peer_cred;
 pub mod policy;
+pub mod port_mapping;
 pub mod privileges;
 pub mod tun;

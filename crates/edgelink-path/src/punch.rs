@@ -206,7 +206,7 @@ impl Punch {
         delay: Duration,
         now: Instant,
     ) {
-        let new = candidates.iter().any(|candidate| !self.candidates.contains(candidate));
+        let new = self.is_news(&candidates);
         self.candidates = candidates;
         self.candidates.truncate(MAX_ENDPOINTS);
         if attempt > ATTEMPTS && self.may_spray && self.attempt() <= ATTEMPTS {
@@ -225,6 +225,11 @@ impl Punch {
                 self.round_at = Some(now + delay);
             }
         }
+    }
+
+    /// Whether there is an address among them that the peer has not told before.
+    pub fn is_news(&self, candidates: &[SocketAddr]) -> bool {
+        candidates.iter().any(|candidate| !self.candidates.contains(candidate))
     }
 
     /// An authenticated frame came from an address that is not known yet: it is probed at once.

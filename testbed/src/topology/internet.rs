@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::{Host, Impairment, Lab, Link, Nat, NatKind, Router, Switch, port, probe::Inside};
+use crate::{Host, Impairment, Lab, Link, Nat, NatKind, PortMappings, Process, Router, Switch, port, probe::Inside};
 
 /// Sites that an [`Internet`] has room for.
 const MAX_SITES: u8 = 60;
@@ -202,6 +202,20 @@ impl<'a> Internet<'a> {
             site.first.take(host)?;
         }
         Ok(site)
+    }
+
+    /// Makes a site's router map ports on request: it gets a second public address, 9.0.0.*n*, which is returned, because
+    /// miniupnpd serves with none that is reserved for documentation.
+    ///
+    /// # Errors
+    ///
+    /// As [`Router::port_mappings`].
+    pub fn port_mappings(&self, uplink: &Uplink, service: &PortMappings) -> Result<(Process, Ipv4Addr)> {
+        let public = Ipv4Addr::new(9, 0, 0, uplink.public.octets()[3]);
+        uplink.router.address("wan", &format!("{public}/32"))?;
+        self.core.route(&format!("{public}/32"), uplink.public.into())?;
+        let service = PortMappings { external: Some(public), ..service.clone() };
+        Ok((uplink.router.port_mappings(&service, self.lab.dir())?, public))
     }
 
     /// The router between sites; without its forwarding, sites reach servers only.

@@ -16,7 +16,7 @@ use edgelink_wire::stun::binding::{Request, Response, Success};
 use edgelink_wire::{Flags, FrameType, frames, keepalive};
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -84,6 +84,8 @@ enum What {
     /// Frames from the relay.
     Relay(Vec<u8>),
     Control(Box<ControlMessage>),
+    /// A connection was dialled anew.
+    Dialled(LinkId),
     Datagram {
         port: u16,
         from: SocketAddr,
@@ -111,6 +113,11 @@ pub(crate) struct Duo {
     next_payload: u32,
     /// Bytes of the packets that are sent.
     pub(crate) size: u16,
+    /// Hosts that sleep: what comes is lost, and no deadline is met.
+    pub(crate) asleep: [bool; 2],
+    /// Connections through which nothing passes any more, though nobody has closed them.
+    dead: BTreeSet<(usize, LinkId)>,
+    joined: bool,
     /// Signalling to each of the two, whatever way it takes, takes so much longer.
     pub(crate) signal_delay: [Duration; 2],
 }
@@ -165,6 +172,9 @@ impl Duo {
             cut: false,
             next_payload: 0,
             size: 1400,
+            asleep: [false; 2],
+            dead: BTreeSet::new(),
+            joined: false,
             signal_delay: [Duration::ZERO; 2],
         };
         this.join();
@@ -174,16 +184,7 @@ impl Duo {
     fn join(&mut self) {
         for index in 0..2 {
             self.drain(index);
-            let link = self.hosts[index].control.unwrap();
-            let now = self.now();
-            self.hosts[index].node.link_connected(link, now);
-            let challenge =
-                proto::AuthResponse { challenge: vec![9; 32], server_time_ms: START_MS, ..Default::default() };
-            self.control(index, ControlMessage::AuthResponse(challenge));
-            let tokens = proto::Tokens { relay_token: "token".to_owned(), ..Default::default() };
-            let admission =
-                proto::AuthResponse { identity: Some(identity(index)), tokens: Some(tokens), ..Default::default() };
-            self.control(index, ControlMessage::AuthResponse(admission));
+            self.admit(index);
             self.drain(index);
         }
         for index in 0..2 {
@@ -214,16 +215,67 @@ impl Duo {
         }
         self.advance(Duration::ZERO);
         for index in 0..2 {
-            let link = self.hosts[index].relay.expect("the relay was not dialled");
-            let now = self.now();
-            self.hosts[index].node.link_connected(link, now);
-            let challenge = proto::AuthResponse { challenge: vec![3; 32], server_id: 1, ..Default::default() };
-            for message in [challenge, proto::AuthResponse::default()] {
-                let frame = encode(&ControlMessage::AuthResponse(message), Flags::NONE).unwrap();
-                self.relayed_to(index, &frame);
-            }
+            self.hosts[index].relay.expect("the relay was not dialled");
+            self.connect_relay(index);
         }
+        self.joined = true;
         self.advance(SECOND);
+    }
+
+    /// The control channel's handshake.
+    fn admit(&mut self, index: usize) {
+        let link = self.hosts[index].control.unwrap();
+        let now = self.now();
+        self.hosts[index].node.link_connected(link, now);
+        let server_time_ms = now.unix_ms;
+        let challenge = proto::AuthResponse { challenge: vec![9; 32], server_time_ms, ..Default::default() };
+        self.control(index, ControlMessage::AuthResponse(challenge));
+        let tokens = proto::Tokens { relay_token: "token".to_owned(), ..Default::default() };
+        let admission =
+            proto::AuthResponse { identity: Some(identity(index)), tokens: Some(tokens), ..Default::default() };
+        self.control(index, ControlMessage::AuthResponse(admission));
+    }
+
+    fn connect_relay(&mut self, index: usize) {
+        let link = self.hosts[index].relay.unwrap();
+        let now = self.now();
+        self.hosts[index].node.link_connected(link, now);
+        let challenge = proto::AuthResponse { challenge: vec![3; 32], server_id: 1, ..Default::default() };
+        for message in [challenge, proto::AuthResponse::default()] {
+            let frame = encode(&ControlMessage::AuthResponse(message), Flags::NONE).unwrap();
+            self.relayed_to(index, &frame);
+        }
+    }
+
+    /// Sleeps: what comes is lost, and every connection with it, though nobody says so. A suspended host's monotonic clock
+    /// stands still meanwhile; that of a stopped process goes on.
+    pub(crate) fn sleep(&mut self, index: usize, time: Duration) {
+        self.asleep[index] = true;
+        let links = [self.hosts[index].control, self.hosts[index].relay];
+        self.dead.extend(links.into_iter().flatten().map(|link| (index, link)));
+        let end = self.elapsed + time;
+        while self.elapsed < end {
+            self.send(1 - index);
+            self.advance((20 * MS).min(end - self.elapsed));
+        }
+        self.asleep[index] = false;
+    }
+
+    /// As the shell does when the kernel says so.
+    pub(crate) fn resume(&mut self, index: usize) {
+        let now = self.now();
+        self.hosts[index].node.resumed(now);
+        self.drain(index);
+    }
+
+    /// As the shell does for connections whose address is gone.
+    pub(crate) fn strand(&mut self, index: usize) {
+        let now = self.now();
+        let host = &mut self.hosts[index];
+        let links: Vec<LinkId> = [host.control, host.relay].into_iter().flatten().collect();
+        self.dead.extend(links.iter().map(|link| (index, *link)));
+        host.node.links_stranded(&links, now, &mut host.rng);
+        self.drain(index);
     }
 
     fn stun_servers(&self) -> Vec<proto::StunServer> {
@@ -295,6 +347,28 @@ impl Duo {
         }
     }
 
+    pub(crate) fn netcheck(&self, index: usize) -> edgelink_api::local::Netcheck {
+        self.hosts[index].node.netcheck("wss://vpn.example.com")
+    }
+
+    /// The router maps a port to the node's, and the node is told.
+    pub(crate) fn map_port(&mut self, index: usize) -> SocketAddr {
+        let inner = SocketAddr::new(self.hosts[index].ip.into(), PORT);
+        let nat = &mut self.nats[self.hosts[index].behind.unwrap()];
+        nat.forwarded = Some((PORT, inner));
+        let external = SocketAddr::new(nat.public.into(), PORT);
+        let now = self.now();
+        self.hosts[index].node.set_port_mappings(&[external], now);
+        self.drain(index);
+        external
+    }
+
+    pub(crate) fn unmap_port(&mut self, index: usize) {
+        let now = self.now();
+        self.hosts[index].node.set_port_mappings(&[], now);
+        self.drain(index);
+    }
+
     pub(crate) fn move_host(&mut self, index: usize, ip: Ipv4Addr, behind: Option<usize>) {
         self.hosts[index].ip = ip;
         self.hosts[index].behind = behind;
@@ -317,7 +391,8 @@ impl Duo {
                 self.drain(index);
             }
             let timer = |host: &Host| host.node.poll_timeout().map(|at| at.saturating_duration_since(self.start));
-            let timers = self.hosts.iter().filter_map(timer);
+            let awake = self.hosts.iter().zip(self.asleep).filter(|(_, asleep)| !asleep).map(|(host, _)| host);
+            let timers = awake.filter_map(timer);
             let due = self.queue.keys().next().map(|(at, _)| *at);
             let Some(next) = timers.chain(due).min().filter(|at| *at <= end) else {
                 self.elapsed = end;
@@ -329,12 +404,16 @@ impl Duo {
                 self.deliver(index, what);
             } else {
                 let now = self.now();
-                for host in &mut self.hosts {
+                for (host, _) in self.hosts.iter_mut().zip(self.asleep).filter(|(_, asleep)| !asleep) {
                     host.node.handle_timeout(now, &mut host.rng);
                 }
             }
         }
         panic!("the world spins at {:?}", self.elapsed);
+    }
+
+    fn is_dead(&self, index: usize, link: Option<LinkId>) -> bool {
+        link.is_some_and(|link| self.dead.contains(&(index, link)))
     }
 
     fn push(&mut self, delay: Duration, index: usize, what: What) {
@@ -344,9 +423,17 @@ impl Duo {
 
     fn deliver(&mut self, index: usize, what: What) {
         let (now, elapsed) = (self.now(), self.elapsed);
+        if self.asleep[index] {
+            return;
+        }
         match what {
+            What::Relay(_) if self.is_dead(index, self.hosts[index].relay) => {}
+            What::Control(_) if self.is_dead(index, self.hosts[index].control) => {}
             What::Relay(frame) => self.relayed_to(index, &frame),
             What::Control(message) => self.control(index, *message),
+            What::Dialled(link) if self.hosts[index].control == Some(link) => self.admit(index),
+            What::Dialled(link) if self.hosts[index].relay == Some(link) => self.connect_relay(index),
+            What::Dialled(_) => {}
             What::Datagram { port, from, mut bytes } => {
                 let host = &mut self.hosts[index];
                 let socket = host.sockets.iter().find(|(_, at)| **at == port).map(|(socket, _)| *socket);
@@ -376,8 +463,16 @@ impl Duo {
     fn drain(&mut self, index: usize) {
         while let Some(event) = self.hosts[index].node.poll_event() {
             match event {
-                Event::Dial { link, target: Target::Control } => self.hosts[index].control = Some(link),
-                Event::Dial { link, .. } => self.hosts[index].relay = Some(link),
+                Event::Dial { link, target } => {
+                    match target {
+                        Target::Control => self.hosts[index].control = Some(link),
+                        Target::Relay { .. } => self.hosts[index].relay = Some(link),
+                    }
+                    if self.joined {
+                        // TCP, TLS, the upgrade and the authentication.
+                        self.push(8 * DELAY, index, What::Dialled(link));
+                    }
+                }
                 Event::Writable(link) => {
                     let now = self.now();
                     while let Some(message) = self.hosts[index].node.poll_transmit(link, now) {
@@ -412,6 +507,9 @@ impl Duo {
 
     fn written(&mut self, index: usize, link: LinkId, message: &[u8]) {
         let control = self.hosts[index].control == Some(link);
+        if self.is_dead(index, Some(link)) {
+            return;
+        }
         for frame in frames(message) {
             let frame = frame.unwrap();
             match frame.frame_type().unwrap() {

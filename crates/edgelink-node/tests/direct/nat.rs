@@ -27,6 +27,10 @@ pub(crate) struct Nat {
     claimed: HashSet<(SocketAddr, u16)>,
     /// UDP does not pass.
     pub(crate) blocks: bool,
+    /// A mapped port and where it leads.
+    pub(crate) forwarded: Option<(u16, SocketAddr)>,
+    /// Who has come in by it, and is answered from it.
+    visitors: HashSet<SocketAddr>,
 }
 
 impl Nat {
@@ -42,6 +46,8 @@ impl Nat {
             early_claims: false,
             claimed: HashSet::new(),
             blocks: false,
+            forwarded: None,
+            visitors: HashSet::new(),
         }
     }
 
@@ -60,6 +66,9 @@ impl Nat {
     pub(crate) fn outbound(&mut self, from: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
         if self.blocks {
             return None;
+        }
+        if let Some((port, _)) = self.forwarded.filter(|(_, inner)| *inner == from && self.visitors.contains(&to)) {
+            return Some(SocketAddr::new(self.public.into(), port));
         }
         let key = match self.mapping {
             By::Nothing => None,
@@ -84,6 +93,10 @@ impl Nat {
     }
 
     pub(crate) fn inbound(&mut self, from: SocketAddr, port: u16) -> Option<SocketAddr> {
+        if let Some((_, inner)) = self.forwarded.filter(|(mapped, _)| *mapped == port && !self.blocks) {
+            self.visitors.insert(from);
+            return Some(inner);
+        }
         let sent = self.sent_to.get(&port)?;
         let passes = match self.filtering {
             By::Nothing => true,

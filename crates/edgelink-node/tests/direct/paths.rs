@@ -265,6 +265,70 @@ fn who_moves_to_another_network_is_found_again_within_2_s() {
     assert_eq!((duo.path(0).kind, duo.path(1).kind), (PathKind::Lan, PathKind::Lan));
 }
 
+/// The longest time in which a node got nothing, from `since` on.
+fn longest_pause(duo: &Duo, index: usize, since: Duration) -> Duration {
+    let times = duo.received(index).iter().map(|(at, _)| *at).filter(|at| *at >= since);
+    let times: Vec<Duration> = std::iter::once(since).chain(times).chain([duo.elapsed]).collect();
+    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap()
+}
+
+#[test]
+fn who_has_slept_is_back_within_2_s_directly_and_through_the_relay() {
+    // Directly reachable peers, and such as need the relay: their connections are dead, and nobody says so.
+    for (a, b, direct) in [("port_restricted", "full_cone", true), ("symmetric", "symmetric", false)] {
+        for (time, told) in [(10 * SECOND, true), (10 * SECOND, false), (300 * SECOND, true), (300 * SECOND, false)] {
+            let mut duo = Duo::new(Setup::behind(a, b));
+            assert_eq!(time_to_direct(&mut duo, 5 * SECOND).is_some(), direct);
+            duo.stream(3 * SECOND, 20 * MS);
+            duo.sleep(1, time);
+            let woken = duo.elapsed;
+            if told {
+                duo.resume(1);
+            }
+            duo.stream(10 * SECOND, 20 * MS);
+            for index in 0..2 {
+                let pause = longest_pause(&duo, index, woken);
+                assert!(pause <= 2 * SECOND, "{a} {b}, {time:?}, told {told}: node {index} got nothing for {pause:?}");
+            }
+            assert_eq!([0, 1].map(|index| duo.path(index).kind != PathKind::Relay), [direct; 2]);
+        }
+    }
+}
+
+#[test]
+fn who_gets_another_address_is_back_within_a_second_directly_and_through_the_relay() {
+    for (a, b, direct) in [("port_restricted", "port_restricted", true), ("symmetric", "symmetric", false)] {
+        let mut duo = Duo::new(Setup::behind(a, b));
+        assert_eq!(time_to_direct(&mut duo, 5 * SECOND).is_some(), direct);
+        duo.stream(3 * SECOND, 20 * MS);
+        let moved = duo.elapsed;
+        // Connections through which nothing passes are known by their address.
+        duo.move_host(0, [192, 168, 9, 9].into(), Some(0));
+        duo.advance(MS);
+        duo.strand(0);
+        duo.stream(5 * SECOND, 20 * MS);
+        for index in 0..2 {
+            let pause = longest_pause(&duo, index, moved);
+            assert!(pause <= SECOND, "{a} {b}: node {index} got nothing for {pause:?}");
+        }
+        assert_eq!([0, 1].map(|index| duo.path(index).kind != PathKind::Relay), [direct; 2]);
+    }
+}
+
+#[test]
+fn a_port_that_the_router_maps_reaches_who_is_behind_a_symmetric_nat() {
+    let mut duo = Duo::new(Setup::behind("symmetric", "symmetric"));
+    assert!(time_to_direct(&mut duo, 20 * SECOND).is_none());
+    let external = duo.map_port(0);
+    assert!(time_to_direct(&mut duo, 3 * SECOND).is_some(), "{:?}", duo.peer(1));
+    assert_eq!(duo.path(1).endpoint, Some(external));
+    // It is told as what it is, and not for longer than it is there.
+    let kinds = |duo: &Duo| duo.netcheck(0).endpoints.into_iter().map(|e| (e.kind, e.address)).collect::<Vec<_>>();
+    assert!(kinds(&duo).contains(&("upnp".to_owned(), external)), "{:?}", kinds(&duo));
+    duo.unmap_port(0);
+    assert!(kinds(&duo).iter().all(|(kind, _)| kind != "upnp"));
+}
+
 #[test]
 fn disabled_means_not_one_datagram() {
     for enabled in [[false, true], [true, false]] {

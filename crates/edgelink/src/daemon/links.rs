@@ -125,6 +125,9 @@ pub(super) async fn run(
     let reason = match dialled {
         Err(error) => error.to_string(),
         Ok(ws) => {
+            if let Some(handle) = tunnel.links.borrow_mut().get_mut(&link) {
+                handle.ends = ws.local_addr().zip(ws.peer_addr());
+            }
             tunnel.feed(|node, now| node.link_connected(link, now));
             match drive(&tunnel, link, ws, &writable, &mut closed).await {
                 Some(reason) => reason,

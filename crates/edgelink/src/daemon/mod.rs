@@ -5,6 +5,8 @@ mod kernel;
 mod links;
 mod local;
 mod network;
+mod port_mapping;
+mod roaming;
 mod settings;
 mod shared;
 mod state;

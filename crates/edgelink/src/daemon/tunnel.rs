@@ -4,11 +4,11 @@
 //! channel: the TUN task seals straight into a link's batch, a link's reader opens in place and writes to the TUN.
 
 use super::kernel::{GatewaySettings, Kernel};
+use super::port_mapping::{self, PortMapper};
 use super::shared::Shared;
 use super::state::StateDir;
 use super::tun_writer::TunWriter;
-use super::udp;
-use super::{health, links, now, os_rng};
+use super::{health, links, now, os_rng, roaming, udp};
 use anyhow::Result;
 use edgelink_api::local::{Netcheck, Status};
 use edgelink_auth::MachineKey;
@@ -81,6 +81,7 @@ pub(crate) struct Tunnel {
     save: Notify,
     pub(super) links: RefCell<HashMap<LinkId, LinkHandle>>,
     pub(super) udp: udp::Sockets,
+    pub(super) port_mapper: PortMapper,
     /// The timer task sleeps until this deadline.
     armed: Cell<Option<Instant>>,
     rearm: Notify,
@@ -103,6 +104,8 @@ pub(super) struct LinkHandle {
     pub(super) writable: Rc<Notify>,
     /// Finish: write these frames, then close.
     pub(super) close: Option<oneshot::Sender<Option<bytes::Bytes>>>,
+    /// Our address and the other end's, once connected.
+    pub(super) ends: Option<(SocketAddr, SocketAddr)>,
     pub(super) task: AbortHandle,
 }
 
@@ -110,6 +113,7 @@ impl Tunnel {
     /// Opens what the network needs and starts to join. Must be called on a `LocalSet`.
     pub(crate) fn start(config: TunnelConfig, machine: MachineKey, state: Arc<StateDir>) -> Result<Rc<Self>> {
         let persisted = state.node_state(&config.controller)?;
+        let p2p = config.node.p2p.enabled;
         let mut node = Node::new(config.node, machine, persisted, now(), &mut os_rng());
         node.set_routing(config.routes.routing.clone(), now());
         let kernel = Kernel::new(Rc::clone(&config.tun), config.routes.gateway.clone(), Rc::clone(&config.shared));
@@ -126,6 +130,7 @@ impl Tunnel {
             save: Notify::new(),
             links: RefCell::default(),
             udp: udp::Sockets::default(),
+            port_mapper: PortMapper::default(),
             armed: Cell::new(None),
             rearm: Notify::new(),
             interface: watch::Sender::new(None),
@@ -143,7 +148,11 @@ impl Tunnel {
         tasks.spawn_local(Rc::clone(&this).run_saving());
         tasks.spawn_local(Rc::clone(&this).run_interface());
         tasks.spawn_local(udp::write(Rc::clone(&this)));
-        tasks.spawn_local(udp::watch_addresses(Rc::clone(&this)));
+        tasks.spawn_local(roaming::watch(Rc::clone(&this)));
+        tasks.spawn_local(roaming::watch_clock(Rc::clone(&this)));
+        if p2p {
+            tasks.spawn_local(port_mapping::run(Rc::clone(&this)));
+        }
         // Links join the set later, so it must be in place before the first event is handled.
         *this.tasks.borrow_mut() = tasks;
         this.watch_health(&config.routes);
@@ -155,6 +164,7 @@ impl Tunnel {
     pub(crate) async fn stop(&self) {
         let mut tasks = std::mem::take(&mut *self.tasks.borrow_mut());
         tasks.shutdown().await;
+        self.port_mapper.end().await;
         self.links.borrow_mut().clear();
         self.udp.close_all();
         if let Some((number, state)) = self.unsaved.take() {
@@ -192,7 +202,9 @@ impl Tunnel {
     }
 
     pub(crate) fn netcheck(&self) -> Netcheck {
-        self.node.borrow().netcheck(&self.controller)
+        let mut check = self.node.borrow().netcheck(&self.controller);
+        check.port_mapping = self.port_mapper.status();
+        check
     }
 
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
@@ -256,6 +268,7 @@ impl Tunnel {
             Event::OpenSocket { socket, port } => self.open_socket(socket, port),
             Event::CloseSocket { socket } => {
                 self.udp.close(socket);
+                self.port_mapper.wake();
             }
             Event::Datagrams => {
                 self.udp.wake();
@@ -300,7 +313,10 @@ impl Tunnel {
 
     fn open_socket(self: &Rc<Self>, socket: SocketId, port: u16) {
         match udp::open(self, socket, port) {
-            Ok(port) => self.node.borrow_mut().socket_opened(socket, port, now()),
+            Ok(port) => {
+                self.node.borrow_mut().socket_opened(socket, port, now());
+                self.port_mapper.wake();
+            }
             Err(error) => self.node.borrow_mut().socket_failed(socket, &format!("{error:#}"), now()),
         }
     }
@@ -310,7 +326,7 @@ impl Tunnel {
         let (close, closed) = oneshot::channel();
         let task = links::run(Rc::clone(self), link, target, Rc::clone(&writable), closed);
         let task = self.tasks.borrow_mut().spawn_local(task);
-        self.links.borrow_mut().insert(link, LinkHandle { writable, close: Some(close), task });
+        self.links.borrow_mut().insert(link, LinkHandle { writable, close: Some(close), ends: None, task });
     }
 
     /// Feeds the core's timers.

@@ -1,4 +1,4 @@
-//! The UDP sockets of direct paths, and the addresses of this host.
+//! The UDP sockets of direct paths.
 //!
 //! Dual-stack sockets with the kernel's segmentation offloads where it has them; the kernel never fragments
 //! (`IP_PMTUDISC_PROBE`), because a path is used only for what its probes have shown to pass.
@@ -7,21 +7,15 @@ use super::now;
 use super::tunnel::Tunnel;
 use anyhow::{Context as _, Result};
 use edgelink_node::{SocketId, Transmit};
-use ipnet::IpNet;
-use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
-use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, socket};
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::{ErrorKind, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd as _;
 use std::rc::Rc;
-use std::time::Duration;
 use tokio::io::Interest;
-use tokio::net::{UdpSocket, UnixDatagram};
+use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -32,10 +26,6 @@ const READ_BUFFERS: usize = 8;
 const READ_BUFFER: usize = 64 << 10;
 /// Runs of datagrams sent before others get a turn.
 const TURN: usize = 2;
-/// Changes of addresses come in bursts.
-const SETTLE: Duration = Duration::from_millis(200);
-/// Groups of `rtnetlink(7)`: links, IPv4 and IPv6 addresses.
-const ADDRESS_GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
 /// The open sockets: one that serves all peers, and additional ones for single peers.
 #[derive(Default)]
@@ -227,77 +217,6 @@ async fn send(shared: &Shared, transmit: &Transmit) {
     }
 }
 
-/// Tells the core the host's addresses, now and whenever they change.
-pub(super) async fn watch_addresses(tunnel: Rc<Tunnel>) {
-    let watch = match open_watch() {
-        Ok(watch) => Some(watch),
-        Err(error) => {
-            tracing::warn!(error = format!("{error:#}"), "changes of addresses are not noticed");
-            None
-        }
-    };
-    loop {
-        let addresses = local_addresses(|name| name == tunnel.tun.name() || tunnel.shared.carries(name));
-        tunnel.feed(|node, now| node.set_local_addresses(&addresses, now));
-        let Some(watch) = &watch else { return };
-        if changed(watch).await.is_err() {
-            return;
-        }
-        tokio::time::sleep(SETTLE).await;
-    }
-}
-
-/// Addresses of interfaces that are up and have a carrier, without loopback and our own tunnels.
-fn local_addresses(ours: impl Fn(&str) -> bool) -> Vec<IpNet> {
-    let interfaces = match getifaddrs() {
-        Ok(interfaces) => interfaces,
-        Err(error) => {
-            tracing::warn!(%error, "cannot list the addresses of this host");
-            return Vec::new();
-        }
-    };
-    interfaces
-        .filter(|entry| {
-            !ours(&entry.interface_name)
-                && entry.flags.contains(InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING)
-                && !entry.flags.contains(InterfaceFlags::IFF_LOOPBACK)
-        })
-        .filter_map(|entry| {
-            let (address, mask) = (ip_of(entry.address?)?, ip_of(entry.netmask?)?);
-            IpNet::with_netmask(address, mask).ok()
-        })
-        .collect()
-}
-
-fn ip_of(address: SockaddrStorage) -> Option<IpAddr> {
-    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-}
-
-/// The netlink socket in the clothes of a datagram socket: reading is the same system call for both.
-fn open_watch() -> Result<UnixDatagram> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
-    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, ADDRESS_GROUPS))?;
-    Ok(UnixDatagram::from_std(fd.into())?)
-}
-
-/// Waits for messages and throws them away: what matters is that there were some.
-async fn changed(watch: &UnixDatagram) -> std::io::Result<()> {
-    let mut buffer = [0u8; 8 << 10];
-    watch.readable().await?;
-    loop {
-        match watch.try_recv(&mut buffer) {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            // Lost messages are changes too.
-            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => {}
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,10 +229,5 @@ mod tests {
         let other = second.local_addr().unwrap().as_socket().unwrap().port();
         assert!(port != 0 && other != 0 && other != port);
         assert_eq!(v6, first.local_addr().unwrap().is_ipv6());
-    }
-
-    #[test]
-    fn loopback_is_no_address_to_be_reached_at() {
-        assert!(local_addresses(|_| false).iter().all(|net| !net.addr().is_loopback()));
     }
 }
