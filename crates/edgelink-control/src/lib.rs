@@ -84,6 +84,8 @@ pub struct NodeSettings {
     pub latency_report_secs: u32,
     /// Path of the built-in relay on the controller's own origin, when there is one.
     pub builtin_relay_path: Option<String>,
+    /// Origins (`wss://HOST[:PORT]`) of all controllers of this database, for nodes and relays.
+    pub controllers: Vec<String>,
 }
 
 impl Default for ControlConfig {
@@ -102,6 +104,7 @@ impl Default for ControlConfig {
                 keepalive_secs: 25,
                 latency_report_secs: 30,
                 builtin_relay_path: Some("/ws/data".to_owned()),
+                controllers: Vec::new(),
             },
         }
     }
@@ -359,6 +362,9 @@ impl Control {
         if old.settings != self.config.settings {
             for network in self.registry.networks.keys().copied().collect::<Vec<_>>() {
                 self.mark(network, now, |d| d.settings = true);
+            }
+            if old.settings.controllers != self.config.settings.controllers {
+                self.tell_servers_of_controllers();
             }
         }
     }

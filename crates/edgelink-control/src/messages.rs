@@ -178,11 +178,12 @@ fn stun_servers(registry: &Registry) -> Vec<proto::StunServer> {
         .collect()
 }
 
-fn settings_message(settings: &NodeSettings) -> proto::Settings {
+pub(crate) fn settings_message(settings: &NodeSettings) -> proto::Settings {
     proto::Settings {
         node_key_rotate_secs: settings.node_key_rotate_secs,
         keepalive_secs: settings.keepalive_secs,
         latency_report_secs: settings.latency_report_secs,
+        controllers: settings.controllers.clone(),
     }
 }
 

@@ -21,6 +21,7 @@ impl Control {
             relay_keys: Some(proto::RelayKeys { algorithm, key, relay_auth_pub }),
             mesh_tokens: self.mesh_tokens(server, now, rng),
             next_hops: self.paths.hops_at(server),
+            settings: Some(self.server_settings()).filter(|settings| !settings.controllers.is_empty()),
             ..Default::default()
         };
         self.stats.configs_sent += 1;
@@ -34,6 +35,19 @@ impl Control {
                 ready.renew_at = now.mono + self.config.mesh_token_lifetime / RENEW_AT * (RENEW_AT - 1);
             }
             conn.schedule(&mut self.timers);
+        }
+    }
+
+    /// What of the settings is a server's business.
+    fn server_settings(&self) -> proto::Settings {
+        proto::Settings { controllers: self.config.settings.controllers.clone(), ..Default::default() }
+    }
+
+    /// Other controllers, or the same elsewhere: every server learns where.
+    pub(crate) fn tell_servers_of_controllers(&mut self) {
+        let settings = Some(self.server_settings());
+        for (id, ..) in self.servers.configured() {
+            self.send_server_update(id, proto::ConfigUpdate { settings: settings.clone(), ..Default::default() });
         }
     }
 

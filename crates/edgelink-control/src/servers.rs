@@ -113,7 +113,7 @@ impl Servers {
     }
 
     /// Connections that have been sent a configuration, with the version.
-    fn configured(&self) -> Vec<(ConnId, ServerId, ChangeId)> {
+    pub(crate) fn configured(&self) -> Vec<(ConnId, ServerId, ChangeId)> {
         let ready = self.conns.iter().filter_map(|(id, conn)| match &conn.state {
             State::Ready(ready) => Some((*id, ready.server, ready.sent_version?)),
             State::Hello => None,

@@ -126,6 +126,11 @@ impl Front {
             },
         );
         response.headers_mut().insert(http::header::RETRY_AFTER, http::HeaderValue::from_static("1"));
+        if let Role::Standby { active: Some(url) } = self.hub.role()
+            && let Ok(active) = http::HeaderValue::from_str(&url)
+        {
+            response.headers_mut().insert(ws::ACTIVE, active);
+        }
         response
     }
 

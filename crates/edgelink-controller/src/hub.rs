@@ -71,6 +71,9 @@ pub(crate) struct Hub {
     role: RefCell<Role>,
     /// Told when this controller becomes the active one.
     activated: Notify,
+    /// The core's settings as configured, and the controllers of this database beside those that are configured.
+    settings_of_core: RefCell<ControlConfig>,
+    controllers: RefCell<Vec<String>>,
 }
 
 /// What a control connection is for.
@@ -96,9 +99,18 @@ struct Conn {
 }
 
 impl Hub {
-    pub(crate) fn new(control: Control, store: Store, relay: Option<Rc<RelayShell>>, role: Role) -> Rc<Self> {
+    /// `config` is what `control` was made with.
+    pub(crate) fn new(
+        control: Control,
+        config: ControlConfig,
+        store: Store,
+        relay: Option<Rc<RelayShell>>,
+        role: Role,
+    ) -> Rc<Self> {
         Rc::new(Self {
             control: RefCell::new(control),
+            settings_of_core: RefCell::new(config),
+            controllers: RefCell::default(),
             store,
             relay,
             conns: RefCell::default(),
@@ -196,8 +208,23 @@ impl Hub {
 
     /// Goes on with another configuration.
     pub(crate) fn reconfigure(self: &Rc<Self>, config: ControlConfig) {
+        *self.settings_of_core.borrow_mut() = config.clone();
+        let mut config = config;
+        for url in self.controllers.borrow().iter() {
+            if !config.settings.controllers.contains(url) {
+                config.settings.controllers.push(url.clone());
+            }
+        }
         self.control.borrow_mut().reconfigure(config, now());
         self.pump();
+    }
+
+    /// The controllers of this database: nodes and relays learn of them.
+    pub(crate) fn set_controllers(self: &Rc<Self>, urls: Vec<String>) {
+        if self.controllers.replace(urls.clone()) != urls {
+            let config = self.settings_of_core.borrow().clone();
+            self.reconfigure(config);
+        }
     }
 
     pub(crate) fn database_works(&self) -> bool {

@@ -22,6 +22,8 @@ const RETRY: Duration = Duration::from_millis(300);
 const MARGIN: Duration = Duration::from_secs(1);
 /// How often a standby looks whether the lease is free.
 const WATCH: Duration = Duration::from_secs(1);
+/// How often a controller says in the database where it is.
+const ANNOUNCE: Duration = Duration::from_secs(3600);
 /// A database that takes longer to answer about the lease does not answer.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
@@ -76,9 +78,19 @@ impl Leader {
     /// Keeps the hub's role true, for ever. `asked` is when the lease was asked for that the hub has now.
     pub(crate) async fn run(self: Rc<Self>, hub: Rc<Hub>, announcement: Announcement, asked: Instant) {
         let mut renewed = asked;
+        let mut announced = None;
         loop {
+            if announced.is_none_or(|at: Instant| at.elapsed() >= ANNOUNCE)
+                && let Ok(Ok(())) = tokio::time::timeout(PATIENCE, self.store.announce_controller(&self.url)).await
+            {
+                announced = Some(Instant::now());
+            }
             match hub.role() {
                 Role::Active { epoch: Some(epoch) } => {
+                    // Others come and go seldom; what cannot be read now is read at the next renewal.
+                    if let Ok(Ok(urls)) = tokio::time::timeout(PATIENCE, self.store.controllers()).await {
+                        hub.set_controllers(urls);
+                    }
                     renewed = self.keep(&hub, epoch, renewed).await;
                 }
                 _ => {

@@ -217,11 +217,11 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
     };
     let algorithm = setup::algorithm_name(&issuer);
     let control_config = setup::control_config(&config, identity.hosts.clone());
-    let control = Control::new(control_config, issuer, state.store.snapshot().await?);
+    let control = Control::new(control_config.clone(), issuer, state.store.snapshot().await?);
     if let Some(relay) = &relay {
         relay.set_revocations(control.revocations());
     }
-    let hub = Hub::new(control, state.store.clone(), relay.clone(), role.clone());
+    let hub = Hub::new(control, control_config, state.store.clone(), relay.clone(), role.clone());
     hub.start();
     let (live, questions) = live::channel();
     tokio::task::spawn_local(Rc::clone(&hub).answer(questions));
@@ -229,8 +229,9 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
     let sources = api::Sources { file: args.config.clone(), env: env.clone() };
     let public_url = config.public_url.0.first().cloned();
     let api = api::Service::new(api::Api::new(state.store.clone(), own, live, sources, public_url, identity.pin));
+    let running = Rc::new(RefCell::new(config.clone()));
     if let Some(leader) = &leader {
-        let announcement = Announcement { config: config.clone(), stun: stun.clone() };
+        let announcement = Announcement { config: Rc::clone(&running), stun: stun.clone() };
         tokio::task::spawn_local(Rc::clone(leader).run(Rc::clone(&hub), announcement, asked));
     }
     if let Some(relay) = &relay {
@@ -301,7 +302,7 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
         certificate: Rc::clone(&certificate),
         hosts: identity.hosts,
         log,
-        running: RefCell::new(config),
+        running,
     };
     tokio::task::spawn_local(async move {
         if let Err(error) = reloader.run().await {

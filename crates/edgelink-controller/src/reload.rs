@@ -48,7 +48,7 @@ pub(crate) struct Reloader {
     pub(crate) hosts: BTreeSet<String>,
     pub(crate) log: LogHandle,
     /// In force.
-    pub(crate) running: RefCell<ControllerConfig>,
+    pub(crate) running: Rc<RefCell<ControllerConfig>>,
 }
 
 impl Reloader {

@@ -15,6 +15,7 @@ use edgelink_server::dialler::MeshDialler;
 use edgelink_server::stun::StunShell;
 use edgelink_store::{Location, MariaDbUrl, NewAuthKey, SHARED_CA, Store, StoreError, TOKEN_KEYS};
 use nix::fcntl::{Flock, FlockArg};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::IpAddr;
@@ -112,16 +113,18 @@ pub(crate) async fn share_ca(dir: &Path, store: &Store) -> Result<()> {
 
 /// What the active controller says of itself in the database.
 pub(crate) struct Announcement {
-    pub(crate) config: ControllerConfig,
+    /// In force: a reload may have changed it since the start.
+    pub(crate) config: Rc<RefCell<ControllerConfig>>,
     pub(crate) stun: Option<Rc<StunShell>>,
 }
 
 impl Announcement {
     /// Writes it; of several controllers only the active one does.
     pub(crate) async fn write(&self, store: &Store) -> Result<(), StoreError> {
-        store.set_revocation_lifetime(longest_token_life(&self.config)).await?;
+        let config = self.config.borrow().clone();
+        store.set_revocation_lifetime(longest_token_life(&config)).await?;
         let record = builtin_record(store).await?;
-        let wanted = builtin_wanted(&self.config, &record, self.stun.as_deref());
+        let wanted = builtin_wanted(&config, &record, self.stun.as_deref());
         if wanted == record { Ok(()) } else { store.update_server(&wanted).await }
     }
 }
@@ -191,6 +194,7 @@ pub(crate) fn control_config(config: &ControllerConfig, hosts: BTreeSet<String>)
             node_key_rotate_secs: u32::try_from(rotate).unwrap_or(u32::MAX),
             keepalive_secs: config.keepalive_interval_seconds.into(),
             builtin_relay_path: config.builtin_relay.enabled.then(|| config.builtin_relay.ws_data.as_str().to_owned()),
+            controllers: config.public_url.0.iter().map(edgelink_config::WsUrl::origin).collect(),
             ..ControlConfig::default().settings
         },
         builtin_mesh_path: config.builtin_relay.enabled.then(|| config.builtin_relay.ws_mesh.as_str().to_owned()),

@@ -8,7 +8,7 @@ use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration}
 use common::*;
 use edgelink_net::{
     tcp,
-    ws::{self, Dial, DialError},
+    ws::{self, AddressFilter, Dial, DialError, Incoming, Origins},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::{
@@ -343,5 +343,82 @@ fn an_oversized_proxy_answer_ends() {
         let mut dial = Dial::new("wss://hidden.example/", any_client());
         dial.proxy = Some(address.to_string());
         assert!(matches!(error_of(&dial).await, DialError::ProxyProtocol { .. }));
+    });
+}
+
+/// Answers every request as a controller that stands by does.
+fn standby(active: &str) -> std::net::SocketAddr {
+    let text = "4002: this controller stands by\n";
+    raw(format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\nedgelink-active: {active}\r\ncontent-length: {}\r\n\r\n{text}",
+        text.len()
+    ))
+}
+
+/// Accepts, reads a little, answers this, closes.
+fn raw(answer: String) -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    address
+}
+
+fn closed() -> std::net::SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn origin(address: std::net::SocketAddr) -> String {
+    format!("ws://{address}")
+}
+
+#[test]
+fn whichever_of_several_takes_the_websocket_is_the_one() {
+    run(async {
+        let serving = serve(None, echo);
+        let how = Dial { connect_timeout: Duration::from_secs(20), ..plain(serving) };
+
+        // The configured one is dead: the next that it was told of.
+        let origins = Origins::new(origin(closed()), None);
+        let error = origins.dial(&how, "/ws").await.err().unwrap();
+        assert!(matches!(error, DialError::Connect { .. }), "{error}");
+        origins.tell(&[origin(closed()), origin(serving)]);
+        assert_eq!(origins.dial(&how, "/ws").await.unwrap().1, origin(serving));
+
+        // It stands by and names the other; of what it names nothing but an origin is taken.
+        let origins = Origins::new(origin(standby(&origin(serving))), None);
+        let (mut ws, at) = origins.dial(&how, "/ws").await.unwrap();
+        ws.send("ping".into()).await.unwrap();
+        assert_eq!((ws.recv().await.unwrap(), at), (Some(Incoming::Binary("ping".into())), origin(serving)));
+        for bad in ["/ws", "http://127.0.0.1", "ws://user@127.0.0.1:1"] {
+            let error = Origins::new(origin(standby(bad)), None).dial(&how, "/ws").await.err().unwrap();
+            assert!(error.to_string().contains("stands by"), "{error}");
+        }
+        // Two that point at each other end it.
+        let (a, b) = (standby("ws://127.0.0.1:9"), closed());
+        let origins = Origins::new(origin(standby(&origin(a))), None);
+        origins.tell(&[origin(b)]);
+        assert!(origins.dial(&how, "/ws").await.is_err());
+
+        // It accepts and is silent: the next is dialled beside it.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let origins = Origins::new(origin(silent.local_addr().unwrap()), None);
+        origins.tell(&[origin(serving)]);
+        assert_eq!(origins.dial(&how, "/ws").await.unwrap().1, origin(serving));
+        origins.remember(&origin(serving));
+        drop(silent);
+
+        // Addresses that were told are filtered; the configured one is not.
+        let no: AddressFilter = Arc::new(|_| false);
+        let origins = Origins::new(origin(closed()), Some(no.clone()));
+        origins.tell(&[origin(serving)]);
+        let error = origins.dial(&how, "/ws").await.err().unwrap();
+        assert!(matches!(error, DialError::Connect { .. }), "{error}");
+        assert!(Origins::new(origin(serving), Some(no)).dial(&how, "/ws").await.is_ok());
     });
 }

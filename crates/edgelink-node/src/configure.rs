@@ -82,7 +82,11 @@ impl Node {
         {
             return Err(format!("CONFIG_UPDATE of network {}, but this node is in {}", network.id, identity.network));
         }
-        let durable = update.version != update.from_version || update.tokens.is_some() || update.identity.is_some();
+        // Settings of the configuration file move no version.
+        let durable = update.version != update.from_version
+            || update.tokens.is_some()
+            || update.identity.is_some()
+            || update.settings.is_some();
         self.latest.version = update.version;
         if let Some(message) = update.identity
             && let Some(identity) = crate::control::identity(&message)

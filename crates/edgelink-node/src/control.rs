@@ -88,6 +88,17 @@ impl Control {
 }
 
 impl Node {
+    /// The controller is dialled at another host: the next authentication signs it. To be called before
+    /// [`Node::link_connected`].
+    pub fn set_controller_host(&mut self, host: String) {
+        self.config.controller_host = host;
+    }
+
+    /// Origins (`wss://HOST[:PORT]`) of all controllers, as the active one said last; perhaps in an earlier process.
+    pub fn controllers(&self) -> &[String] {
+        self.latest.settings.as_ref().map(|settings| settings.controllers.as_slice()).unwrap_or_default()
+    }
+
     pub(crate) fn dial_control(&mut self) {
         self.control.phase = Phase::Down;
         self.control.link = Some(self.dial(Target::Control));

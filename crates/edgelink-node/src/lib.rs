@@ -68,7 +68,8 @@ use zeroize::Zeroizing;
 
 /// How the node is set up; fixed while it runs.
 pub struct NodeConfig {
-    /// Host of the controller as dialled, lower case, without port: it is signed at authentication (DESIGN §3).
+    /// Host of the controller as dialled, lower case, without port: it is signed at authentication (DESIGN §3). See
+    /// [`Node::set_controller_host`].
     pub controller_host: String,
     /// Pre-auth key for enrolment.
     pub auth_key: Option<Zeroizing<String>>,

@@ -80,6 +80,8 @@ pub(crate) struct Uplink {
     moved: BTreeSet<NodeId>,
     moved_at: Option<Instant>,
     keys: Option<proto::RelayKeys>,
+    /// Origins of all controllers, as the active one says.
+    controllers: Vec<String>,
     /// When something is due; may be early.
     pub(crate) wake: Option<Instant>,
 }
@@ -171,6 +173,11 @@ impl Relay {
         self.uplink.state == State::Up
     }
 
+    /// Origins (`wss://HOST[:PORT]`) at which one controller or another may be the active one, as it was told last.
+    pub fn controllers(&self) -> &[String] {
+        &self.uplink.controllers
+    }
+
     /// Whether a controller has ever told which keys to trust.
     pub fn has_keys(&self) -> bool {
         self.uplink.keys.is_some()
@@ -185,6 +192,7 @@ impl Relay {
             relays: known.map(|id| proto::Relay { id: id.0, ..Default::default() }).collect(),
             revocations: self.revocations.iter().map(|record| revocation(&record)).collect(),
             relay_keys: self.uplink.keys.clone(),
+            settings: Some(proto::Settings { controllers: self.uplink.controllers.clone(), ..Default::default() }),
             mesh_tokens: self.mesh.tokens.values().cloned().collect(),
             next_hops: self.locations.hops_message(),
             ..Default::default()
@@ -414,6 +422,7 @@ impl Relay {
         self.set_known_relays(config.relays.iter().map(|relay| ServerId(relay.id)).collect(), now);
         self.set_mesh_tokens(config.mesh_tokens, now);
         self.locations.set_next_hops(true, &config.next_hops);
+        self.uplink.controllers = config.settings.map(|settings| settings.controllers).unwrap_or_default();
         Ok(())
     }
 
@@ -427,6 +436,9 @@ impl Relay {
         }
         self.set_mesh_tokens(update.mesh_tokens, now);
         self.locations.set_next_hops(false, &update.next_hops);
+        if let Some(settings) = update.settings {
+            self.uplink.controllers = settings.controllers;
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use edgelink_net::tls::{self, ClientTls, Pin};
-use edgelink_net::ws::{AddressFilter, Dial, DialError, WebSocket, dial};
+use edgelink_net::ws::{AddressFilter, Dial, DialError, Origins, WebSocket, dial};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,18 @@ pub struct MeshDialler {
     /// Relays on origins of their own.
     relay: Dial,
     /// The controller's built-in relay, on the origin at which the controller is dialled.
-    controller: Option<(String, Dial)>,
+    controller: Option<ToController>,
+}
+
+/// How a relay reaches its controller, or whichever of several is the active one.
+#[derive(Clone, Debug)]
+pub struct ToController {
+    /// Where they are.
+    pub(crate) origins: Origins,
+    /// Of the server channel.
+    pub(crate) path: String,
+    /// Trust, sizes, limits; no URL.
+    pub(crate) how: Dial,
 }
 
 impl MeshDialler {
@@ -31,16 +42,17 @@ impl MeshDialler {
         Ok(Self { relay, controller: None })
     }
 
-    /// The same for a relay that dials its controller at `origin` (`wss://HOST[:PORT]`) in this way.
+    /// The same for a relay that dials its controller in this way.
     #[must_use]
-    pub fn with_controller(self, origin: String, controller: Dial) -> Self {
-        Self { controller: Some((origin, controller)), ..self }
+    pub fn with_controller(self, controller: ToController) -> Self {
+        Self { controller: Some(controller), ..self }
     }
 
     pub(crate) async fn dial(&self, url: &str, path: &str) -> Result<WebSocket, DialError> {
         match &self.controller {
-            Some((origin, controller)) if url.is_empty() => {
-                dial(&Dial { url: format!("{origin}{path}"), ..controller.clone() }).await
+            Some(controller) if url.is_empty() => {
+                let how = Dial { max_message: edgelink_net::ws::MAX_MESSAGE, ..controller.how.clone() };
+                controller.origins.dial(&how, path).await.map(|(ws, _)| ws)
             }
             // Without a controller to dial an empty URL is no URL, and the error says so.
             _ => dial(&Dial { url: url.to_owned(), ..self.relay.clone() }).await,
@@ -48,11 +60,20 @@ impl MeshDialler {
     }
 }
 
-/// How the controller is dialled: trusted by `pin`, or by the CAs of `ca_file`, or the system's.
-pub(crate) fn controller(url: &edgelink_config::WsUrl, ca_file: Option<PathBuf>, pin: Option<Pin>) -> Result<Dial> {
+/// How the controller is dialled: trusted by `pin`, or by the CAs of `ca_file`, or the system's. `allow_local`: other
+/// controllers that it names may be at loopback and link-local addresses.
+pub(crate) fn controller(
+    url: &edgelink_config::WsUrl,
+    ca_file: Option<PathBuf>,
+    pin: Option<Pin>,
+    allow_local: bool,
+) -> Result<ToController> {
     let tls = tls::client_config(&ClientTls { ca_file, pin, ..ClientTls::default() })
         .context("the controller's certificates")?;
-    Ok(Dial { allow_plain: !url.is_tls(), ..Dial::new(url.to_string(), tls) })
+    let how =
+        Dial { allow_plain: !url.is_tls(), max_message: crate::uplink::MAX_MESSAGE, ..Dial::new(String::new(), tls) };
+    let filter = (!allow_local).then(|| Arc::new(is_global_enough) as AddressFilter);
+    Ok(ToController { origins: Origins::new(url.origin(), filter), path: url.path().to_owned(), how })
 }
 
 /// Addresses that come from the controller must not lead into this host or its links (DESIGN §9).

@@ -18,7 +18,7 @@ mod uplink;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use dialler::MeshDialler;
+use dialler::{MeshDialler, ToController};
 use edgelink_auth::MachineKey;
 use edgelink_auth::token::{RelayVerifier, ServerClaims};
 use edgelink_config::{Config as _, Env, ServerConfig, Tls};
@@ -26,7 +26,7 @@ use edgelink_model::Now;
 use edgelink_net::server::{self, Peer};
 use edgelink_net::tcp::Listener;
 use edgelink_net::tls::{self, Pin};
-use edgelink_net::ws::{self, Dial};
+use edgelink_net::ws;
 use edgelink_relay::{Registration, Relay, RelayConfig};
 use edgelink_wire::control::proto;
 use getrandom::SysRng;
@@ -257,14 +257,15 @@ fn relay(config: &ServerConfig, claims: &ServerClaims, state: &state::StateDir) 
 }
 
 /// Ways to the controller, and to other relays.
-fn diallers(config: &ServerConfig) -> Result<(Dial, MeshDialler)> {
+fn diallers(config: &ServerConfig) -> Result<(ToController, MeshDialler)> {
     let controller = &config.controller;
     let url = controller.url.clone().context("controller.url is missing")?.or_path("/ws/server");
     let pin = controller.pin.as_ref().map(|pin| Pin(pin.hash()));
-    let to_controller = dialler::controller(&url, controller.ca_file.clone(), pin)?;
-    let mesh = MeshDialler::new(controller.ca_file.clone(), !url.is_tls(), config.mesh.allow_local_addresses)?
-        .with_controller(url.origin(), to_controller.clone());
-    Ok((Dial { max_message: uplink::MAX_MESSAGE, ..to_controller }, mesh))
+    let allow_local = config.mesh.allow_local_addresses;
+    let to_controller = dialler::controller(&url, controller.ca_file.clone(), pin, allow_local)?;
+    let mesh = MeshDialler::new(controller.ca_file.clone(), !url.is_tls(), allow_local)?
+        .with_controller(to_controller.clone());
+    Ok((to_controller, mesh))
 }
 
 /// What the server says of itself: what runs here, and where.

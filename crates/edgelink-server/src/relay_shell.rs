@@ -90,6 +90,11 @@ impl RelayShell {
         self.relay.borrow().saved_state()
     }
 
+    /// Where one controller or another may be the active one, as the relay was told.
+    pub fn controllers(&self) -> Vec<String> {
+        self.relay.borrow().controllers().to_vec()
+    }
+
     /// Whether the controller has ever told which keys to trust, to this process or an earlier one.
     pub fn knows_its_controller(&self) -> bool {
         self.relay.borrow().has_keys()

@@ -1,7 +1,8 @@
 //! The WebSocket to the controller's `/ws/server`, as the relay's core wants it.
 
+use crate::dialler::ToController;
 use crate::relay_shell::{RelayShell, UplinkEvent};
-use edgelink_net::ws::{Dial, Event, Incoming, WebSocket, WsError, dial};
+use edgelink_net::ws::{Event, Incoming, WebSocket, WsError};
 use std::rc::Rc;
 use tokio::sync::mpsc;
 
@@ -13,16 +14,18 @@ const MAX_UNSENT: usize = 16 << 20;
 const NORMAL: u16 = 1000;
 
 /// Connects, and connects again, whenever the core says so; never ends.
-pub(crate) async fn run(shell: Rc<RelayShell>, how: Dial, mut events: mpsc::Receiver<UplinkEvent>) {
+pub(crate) async fn run(shell: Rc<RelayShell>, controller: ToController, mut events: mpsc::Receiver<UplinkEvent>) {
     let mut away = false;
     while let Some(event) = events.recv().await {
         // Messages for a connection that has ended mean nothing.
         if !matches!(event, UplinkEvent::Dial) {
             continue;
         }
-        match dial(&how).await {
-            Ok(ws) => {
-                tracing::info!(url = how.url, "connected to the controller");
+        controller.origins.tell(&shell.controllers());
+        match controller.origins.dial(&controller.how, &controller.path).await {
+            Ok((ws, origin)) => {
+                tracing::info!(url = origin, "connected to the controller");
+                controller.origins.remember(&origin);
                 away = false;
                 shell.controller_connected();
                 if carry(&shell, ws, &mut events).await {

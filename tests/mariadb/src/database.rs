@@ -1,7 +1,7 @@
 //! A database on the shared server.
 
 use crate::shared::{client, shared, try_client};
-use crate::url;
+use crate::{PASSWORD_IN_URL, USER, url};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// An empty database, dropped with this value.
@@ -22,6 +22,12 @@ impl Database {
     /// What `database.url` would be.
     pub fn url(&self) -> String {
         url(shared().port, &self.name)
+    }
+
+    /// [`Self::url`] by the server's Unix socket, for processes in other network namespaces.
+    pub fn socket_url(&self) -> String {
+        let socket = crate::server::socket(&shared().dir);
+        format!("mysql://{USER}:{PASSWORD_IN_URL}@localhost/{}?socket={}", self.name, socket.display())
     }
 
     /// Runs SQL as root; columns come between tabs, without a header.

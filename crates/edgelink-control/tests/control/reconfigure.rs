@@ -87,3 +87,21 @@ fn who_is_let_in_follows_the_new_configuration() {
         assert_eq!(request.require_authorization, require_authorization);
     }
 }
+
+#[test]
+fn nodes_learn_where_the_controllers_are() {
+    let a = Client::new(1);
+    let mut world = World::new(vec![a.record(1, true)]);
+    world.join(&a, NodeId(1), 5);
+    world.advance(Duration::from_millis(50));
+    world.events();
+    let controllers = vec!["wss://a.example.com".to_owned(), "wss://b.example.com:8443".to_owned()];
+    let settings = NodeSettings { controllers: controllers.clone(), ..config().settings };
+    let now = world.now();
+    world.control.reconfigure(ControlConfig { settings, ..config() }, now);
+    world.advance(Duration::from_millis(50));
+    let told = updates(&mut world);
+    let [update] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!(update.settings.as_ref().unwrap().controllers, controllers);
+    assert_eq!(update.from_version, update.version);
+}

@@ -423,7 +423,17 @@ fn refusal(head: &Response<()>, text: &[u8], target: &str) -> DialError {
         let location = printable(location.unwrap_or("nowhere").as_bytes());
         return DialError::Redirect { target, status: status.as_u16(), location };
     }
-    DialError::Http { target, status, detail: printable(text) }
+    let active = head.headers().get(super::ACTIVE).filter(|_| status == StatusCode::SERVICE_UNAVAILABLE);
+    let active = active.and_then(|value| origin(value.to_str().ok()?));
+    DialError::Http { target, status, detail: printable(text), active }
+}
+
+/// `wss://HOST[:PORT]` or `ws://…` and nothing else.
+fn origin(text: &str) -> Option<String> {
+    let uri: Uri = text.parse().ok()?;
+    let scheme = uri.scheme_str().filter(|scheme| ["wss", "ws"].contains(scheme))?;
+    let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'))?;
+    (uri.path() == "/" && uri.query().is_none()).then(|| format!("{scheme}://{authority}"))
 }
 
 /// The first line of what a stranger wrote, fit for a terminal.
@@ -435,6 +445,15 @@ fn printable(text: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_standby_names_an_origin_and_nothing_else() {
+        assert_eq!(origin("wss://b.example.com:8443").as_deref(), Some("wss://b.example.com:8443"));
+        assert_eq!(origin("ws://[2001:db8::1]/").as_deref(), Some("ws://[2001:db8::1]"));
+        for bad in ["", "b.example.com", "https://b", "wss://u:p@b", "wss://b/path", "wss://b/?q", "file:///etc", "/"] {
+            assert_eq!(origin(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn addresses_that_stand_by_are_tried_last_and_come_back() {

@@ -197,6 +197,8 @@ pub enum DialError {
         status: StatusCode,
         /// The first line of a plain-text answer.
         detail: String,
+        /// The origin that a standby named ([`super::ACTIVE`]).
+        active: Option<String>,
     },
     /// The server redirects.
     #[error(

@@ -2,6 +2,7 @@
 
 mod dial;
 mod dial_error;
+mod origins;
 mod split;
 mod upgrade;
 
@@ -21,6 +22,7 @@ use tokio_websockets::{ClientBuilder, CloseCode, Config, Error, Limits, Message,
 
 pub use dial::{AddressFilter, Dial, Standbys, ask, dial};
 pub use dial_error::DialError;
+pub use origins::{ACTIVE, Origins, STAGGER};
 pub use split::{Receiver, Sender};
 pub use upgrade::{Refused, UpgradeError, accept, accept_after, upgrade_response};
 

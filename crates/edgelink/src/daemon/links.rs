@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use bytes::{Bytes, BytesMut};
 use edgelink_config::{ClientConfig, Env, WsUrl};
 use edgelink_net::tls::{self, ClientTls, Pin};
-use edgelink_net::ws::{AddressFilter, Dial, DialError, Event, Incoming, WebSocket, dial};
+use edgelink_net::ws::{AddressFilter, Dial, DialError, Event, Incoming, Origins, WebSocket, dial};
 use edgelink_node::{LinkId, Target};
 use edgelink_session::trust::Trust;
 use std::net::IpAddr;
@@ -29,7 +29,9 @@ const GOING_AWAY: u16 = 1001;
 pub(crate) struct Dialer {
     controller: Dial,
     relay: Dial,
-    origin: String,
+    /// Where the controllers are, and the path of their control channel.
+    origins: Origins,
+    control_path: String,
 }
 
 impl Dialer {
@@ -69,31 +71,47 @@ impl Dialer {
                 accepted
             })
         };
-        let controller = Dial {
-            url: url.to_string(),
-            max_message: MAX_CONTROL_MESSAGE,
-            address_filter: Some(note(|_| true)),
-            ..base(tls(pin)?)
-        };
+        let controller =
+            Dial { max_message: MAX_CONTROL_MESSAGE, address_filter: Some(note(|_| true)), ..base(tls(pin)?) };
         let filter = if config.relay.allow_local_addresses { |_| true } else { is_global_enough };
         let relay = Dial { address_filter: Some(note(filter)), ..base(tls(None)?) };
-        Ok(Self { controller, relay, origin: url.origin() })
+        let origins = Origins::new(url.origin(), Some(note(filter)));
+        Ok(Self { controller, relay, origins, control_path: url.path().to_owned() })
     }
 
-    async fn dial(&self, target: &Target) -> Result<WebSocket, DialError> {
+    /// The controller that was connected last, or is dialled first: `wss://HOST[:PORT]/PATH`.
+    pub(super) fn controller(&self) -> String {
+        format!("{}{}", self.origins.first(), self.control_path)
+    }
+
+    /// Opens a link. `tunnel` knows where controllers are, and must know which one it was.
+    async fn dial(&self, target: &Target, tunnel: &Tunnel) -> Result<WebSocket, DialError> {
         match target {
-            Target::Control => dial(&self.controller).await,
+            Target::Control => {
+                self.origins.tell(tunnel.node.borrow().controllers());
+                let (ws, origin) = self.origins.dial(&self.controller, &self.control_path).await?;
+                self.origins.remember(&origin);
+                if let Ok(url) = origin.parse::<WsUrl>() {
+                    tunnel.node.borrow_mut().set_controller_host(host(&url));
+                }
+                Ok(ws)
+            }
             // The built-in relay: the same origin, the same trust, the same port as the controller.
             Target::Relay { url, path, .. } if url.is_empty() => {
-                let url = format!("{}{path}", self.origin);
-                dial(&Dial { url, max_message: edgelink_net::ws::MAX_MESSAGE, ..self.controller.clone() }).await
+                let how = Dial { max_message: edgelink_net::ws::MAX_MESSAGE, ..self.controller.clone() };
+                self.origins.dial(&how, path).await.map(|(ws, _)| ws)
             }
             Target::Relay { url, .. } => dial(&Dial { url: url.clone(), ..self.relay.clone() }).await,
         }
     }
 }
 
-/// Relay addresses that come from the controller must not lead into this host or its links (DESIGN §9).
+/// The host as nodes sign it (DESIGN §3).
+pub(super) fn host(url: &WsUrl) -> String {
+    url.host().trim_matches(['[', ']']).to_ascii_lowercase()
+}
+
+/// Addresses of relays and controllers that come from the controller must not lead into this host or its links (DESIGN §9).
 fn is_global_enough(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => !(v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_multicast()),
@@ -119,7 +137,7 @@ pub(super) async fn run(
     mut closed: oneshot::Receiver<Option<Bytes>>,
 ) {
     let dialled = tokio::select! {
-        dialled = tunnel.dialer.dial(&target) => dialled,
+        dialled = tunnel.dialer.dial(&target, &tunnel) => dialled,
         _ = &mut closed => return,
     };
     let reason = match dialled {

@@ -291,7 +291,7 @@ impl Network {
         // Before anything is joined: without a TUN there is no point, and its offloads decide our capabilities.
         let tun = tunnel::open_tun(config.tun.name.as_str(), config.tun.mtu.into())?;
         let node = NodeConfig {
-            controller_host: url.host().trim_matches(['[', ']']).to_ascii_lowercase(),
+            controller_host: links::host(&url),
             auth_key: self.auth_key(&profile)?,
             host: HostInfo {
                 hostname: self.hostname(),

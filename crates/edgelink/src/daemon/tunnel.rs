@@ -38,7 +38,7 @@ const TUN_BATCH: usize = 64;
 /// How a network is joined.
 pub(crate) struct TunnelConfig {
     pub(crate) node: NodeConfig,
-    /// `wss://host:port/ws/control`.
+    /// `wss://host:port/ws/control`, as configured.
     pub(crate) controller: String,
     pub(crate) dialer: links::Dialer,
     pub(crate) tun: Rc<Tun>,
@@ -196,13 +196,13 @@ impl Tunnel {
     }
 
     pub(crate) fn status(&self) -> Status {
-        let mut status = self.node.borrow().status(&self.controller, now());
+        let mut status = self.node.borrow().status(&self.dialer.controller(), now());
         status.health.extend(self.problems.borrow().iter().cloned());
         status
     }
 
     pub(crate) fn netcheck(&self) -> Netcheck {
-        let mut check = self.node.borrow().netcheck(&self.controller);
+        let mut check = self.node.borrow().netcheck(&self.dialer.controller());
         check.port_mapping = self.port_mapper.status();
         check
     }
