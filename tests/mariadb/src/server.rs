@@ -98,6 +98,8 @@ pub(crate) fn install(dir: &Path) {
     let mut command = Command::new("mariadb-install-db");
     command.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
     command.arg(argument("--datadir=", &dir.join("data"))).args(as_root());
+    // A server that starts deletes temporary tables in its directory, whosever they are.
+    command.env("TMPDIR", dir);
     let output = command.output().unwrap_or_else(|_| panic!("mariadb-install-db {MISSING}"));
     assert!(output.status.success(), "mariadb-install-db: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -106,6 +108,7 @@ pub(crate) fn command_line(dir: &Path, port: u16, more: &[&str]) -> Vec<OsString
     let mut line = vec![mariadbd().into_os_string(), "--no-defaults".into()];
     line.push(argument("--datadir=", &dir.join("data")));
     line.push(argument("--socket=", &socket(dir)));
+    line.push(argument("--tmpdir=", dir));
     line.push(argument("--pid-file=", &dir.join("pid")));
     line.extend(as_root().iter().map(OsString::from));
     line.push(format!("--port={port}").into());
