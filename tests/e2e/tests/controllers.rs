@@ -178,10 +178,10 @@ impl Pair {
             let relay = std::fs::read(dir.join("relay").join("relay.state")).ok();
             let relay = relay.and_then(|text| BASE64.decode(text).ok()).is_some_and(|state| holds(&state));
             let files = self.net.nodes.iter().map(|node| std::fs::read_dir(node.state_dir()).unwrap());
-            let nodes = files.map(|mut files| {
+            let mut nodes = files.map(|mut files| {
                 files.any(|file| remembered(file.unwrap().path()).is_some_and(|config| holds(&config)))
             });
-            (relay && nodes.fold(true, |all, one| all && one)).then_some(())
+            (relay && nodes.all(|one| one)).then_some(())
         };
         wait::until("the second controller is known", SOON, known).unwrap();
     }
