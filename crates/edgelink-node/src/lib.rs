@@ -317,6 +317,7 @@ impl Node {
                 Timer::Stun => self.stun_timeout(now, rng),
                 Timer::Window(peer) => self.window_timeout(peer, now),
                 Timer::Gateway(node) => self.gateway_timeout(node, now),
+                Timer::Recovered => self.recovered_timeout(now),
                 Timer::Report => self.report_timeout(now),
                 Timer::Rotate => self.rotate(now, rng),
             }

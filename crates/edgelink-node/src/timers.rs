@@ -29,6 +29,8 @@ pub(crate) enum Timer {
     Window(NodeId),
     /// A gateway's hold-down ends, or a dead one is probed again.
     Gateway(NodeId),
+    /// A gateway's side of a prefix has answered again for long enough.
+    Recovered,
     /// Tell the controller our latencies.
     Report,
     /// Make a new node key.

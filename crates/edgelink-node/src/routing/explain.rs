@@ -80,7 +80,7 @@ fn standing(gateway: &Gateway, used: bool, active: bool) -> &'static str {
         () if gateway.dead => "it says that nothing answers on its side",
         () if active && gateway.preferred => "used, routes.prefer names it",
         () if active => "used",
-        () if gateway.health == Health::Held => "it has recovered, and takes new flows in a moment",
+        () if gateway.held || gateway.health == Health::Held => "it has recovered, and takes new flows in a moment",
         () if !used => "a longer prefix is used",
         () => "another gateway of this prefix is used",
     }

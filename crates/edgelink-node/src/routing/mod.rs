@@ -90,6 +90,8 @@ pub(crate) struct Routing {
     config: RoutingConfig,
     table: RouteTable,
     gateways: BTreeMap<NodeId, State>,
+    /// Gateways whose side of a prefix answers again, and until when they are held.
+    recovered: BTreeMap<(IpNet, NodeId), Instant>,
     /// What we serve, and may therefore send from and deliver to.
     served: JointPrefixSet<IpNet>,
     served_list: Vec<IpNet>,
@@ -234,6 +236,7 @@ impl Node {
                 weight,
                 single: message.single,
                 dead: message.down,
+                held: false,
                 preferred: named(&config.prefer),
                 denied: named(&config.deny),
                 health: Health::Up,
@@ -257,6 +260,7 @@ impl Node {
                 None
             };
         }
+        self.hold_recovered(&mut prefixes, now);
         self.routing.served = served.iter().copied().collect();
         self.routing.served_list = served.into_iter().collect();
         self.routing.gateways = health;
@@ -271,6 +275,39 @@ impl Node {
             self.routing.published = wanted;
             self.publish_interface();
         }
+    }
+
+    /// A gateway whose side of a prefix was dead takes no new flows at first, like one that was dead itself.
+    fn hold_recovered(&mut self, prefixes: &mut BTreeMap<IpNet, Prefix>, now: Now) {
+        let routing = &mut self.routing;
+        let was_dead: BTreeSet<(IpNet, NodeId)> = routing
+            .table
+            .iter()
+            .flat_map(|(cidr, prefix)| prefix.gateways.iter().filter(|g| g.dead).map(move |g| (cidr, g.node)))
+            .collect();
+        let mut held = BTreeMap::new();
+        for (cidr, prefix) in prefixes {
+            for gateway in prefix.gateways.iter_mut().filter(|gateway| !gateway.dead) {
+                let key = (*cidr, gateway.node);
+                let until = if was_dead.contains(&key) {
+                    Some(now.mono + HOLD_DOWN)
+                } else {
+                    routing.recovered.get(&key).copied().filter(|until| *until > now.mono)
+                };
+                gateway.held = until.is_some();
+                held.extend(until.map(|until| (key, until)));
+            }
+        }
+        routing.recovered = held;
+        match routing.recovered.values().min() {
+            Some(first) => self.timers.set(Timer::Recovered, *first),
+            None => self.timers.clear(Timer::Recovered),
+        }
+    }
+
+    /// The hold-down of some gateway's side is over.
+    pub(crate) fn recovered_timeout(&mut self, now: Now) {
+        self.rebuild_routes(now);
     }
 
     fn state_of(&self, node: NodeId) -> State {

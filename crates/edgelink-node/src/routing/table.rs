@@ -55,6 +55,8 @@ pub(crate) struct Gateway {
     pub(crate) single: bool,
     /// It says that its side of the subnet is dead.
     pub(crate) dead: bool,
+    /// Its side answers again since a moment.
+    pub(crate) held: bool,
     /// `routes.prefer` names it: before all others, whatever their priority.
     pub(crate) preferred: bool,
     /// `routes.deny` names it.
@@ -77,7 +79,7 @@ impl Gateway {
     fn passes(&self, level: Level) -> bool {
         !self.denied
             && match level {
-                Level::Settled => self.health == Health::Up && !self.dead,
+                Level::Settled => self.health == Health::Up && !self.dead && !self.held,
                 Level::Usable => self.health != Health::Down && !self.dead,
                 Level::Any => true,
             }

@@ -36,6 +36,7 @@ fn gateway(row: &Row) -> Gateway {
         weight: row.weight,
         single: false,
         dead: false,
+        held: false,
         preferred: false,
         denied: false,
         health: if row.online { Health::Up } else { Health::Down },

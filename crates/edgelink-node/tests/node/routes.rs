@@ -170,6 +170,48 @@ fn overlapping_routes_of_two_nodes_go_by_prefix_priority_and_life() {
 }
 
 #[test]
+fn a_gateway_whose_side_answers_again_is_held() {
+    let mut first = route(PEER, [10, 9, 0, 0], 16, 200);
+    let routes = vec![first.clone(), route(OTHER, [10, 9, 0, 0], 16, 100)];
+    let (mut world, _, _) = world(routes.clone());
+    let active = |world: &World| {
+        let routes = world.status().routes;
+        routes.iter().filter(|r| r.active).map(|r| r.gateway_node_id).collect::<Vec<_>>()
+    };
+    let say = |world: &mut World, version, routes: Vec<proto::Route>| {
+        let list = proto::RouteList { routes };
+        world.update(proto::ConfigUpdate {
+            from_version: version - 1,
+            version,
+            routes: Some(list),
+            ..proto::ConfigUpdate::default()
+        });
+    };
+    assert_eq!(active(&world), [PEER]);
+    first.down = true;
+    say(&mut world, 11, vec![first.clone(), routes[1].clone()]);
+    assert_eq!(active(&world), [OTHER], "its side is dead");
+    first.down = false;
+    world.lively = true;
+    say(&mut world, 12, vec![first.clone(), routes[1].clone()]);
+    assert_eq!(active(&world), [OTHER], "and answers again: held");
+    world.advance(Duration::from_millis(9_000));
+    // Another change of routes does not cut the time short.
+    let third = route(OTHER, [10, 10, 0, 0], 16, 100);
+    say(&mut world, 13, vec![first.clone(), routes[1].clone(), third]);
+    assert!(!active(&world).contains(&PEER));
+    world.advance(Duration::from_millis(1_001));
+    assert!(active(&world).contains(&PEER), "after ten seconds");
+
+    // Without anybody else it is used at once.
+    first.down = true;
+    say(&mut world, 14, vec![first.clone()]);
+    first.down = false;
+    say(&mut world, 15, vec![first.clone()]);
+    assert_eq!(active(&world), [PEER]);
+}
+
+#[test]
 fn a_relays_word_that_a_gateway_is_gone_moves_its_flows_at_once() {
     let routes = vec![route(PEER, [10, 9, 0, 0], 16, 200), route(OTHER, [10, 9, 0, 0], 16, 100)];
     let (mut world, mut one, mut two) = world(routes);
