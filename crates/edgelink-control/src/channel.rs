@@ -3,7 +3,7 @@
 //! AUTH_REQUEST (machine key) → AUTH_RESPONSE (challenge) → AUTH_REQUEST (signature) → AUTH_RESPONSE (ids, addresses,
 //! tokens) → KEY_ANNOUNCE → CONFIG. A node that waits for authorization keeps its connection.
 
-use crate::connections::{Conn, IDLE_TIMEOUT, Ready, State, UNAUTHENTICATED_LIMIT};
+use crate::connections::{Conn, IDLE_TIMEOUT, KEY_TIMEOUT, Ready, State, UNAUTHENTICATED_LIMIT};
 use crate::registry::is_member;
 use crate::tokens::{Held, RENEWED_PER_TURN};
 use crate::{ConnId, Control, Enrolled, Event, StoreOp, messages};
@@ -159,6 +159,11 @@ impl Control {
             if conn.deadline > now.mono {
                 // It was postponed.
                 self.timers.set(id, conn.deadline, &mut conn.armed);
+                continue;
+            }
+            if conn.ready().is_some_and(|ready| ready.key_due.is_some_and(|due| due <= now.mono)) {
+                let text = format!("no key was announced within {} s of the admission", KEY_TIMEOUT.as_secs());
+                self.refuse(id, FrameType::KeyAnnounce as u8, Refusal(ErrorCode::Unavailable, text), now);
                 continue;
             }
             if let Some(ready) = conn.ready()
@@ -388,7 +393,8 @@ impl Control {
             return self.refuse(id, FrameType::AuthRequest as u8, internal(), now);
         };
         let (node, network) = (record.id, record.network_id);
-        let ready = Ready { node, network, sent_version: None, tokens: held, last_resend: None };
+        let key_due = Some(now.mono + KEY_TIMEOUT);
+        let ready = Ready { node, network, key_due, sent_version: None, tokens: held, last_resend: None };
         if let Some(conn) = self.conns.set_state(id, State::Ready(ready)) {
             conn.reassembler.set_limit(NODE_LIMIT);
             conn.schedule(&mut self.timers);
@@ -441,6 +447,12 @@ impl Control {
                 seq: statement.seq,
             };
             self.events.push_back(Event::Store(StoreOp::SetNodeKey { node, key }));
+        }
+        if let Some(conn) = self.conns.get_mut(id) {
+            if let Some(ready) = conn.ready_mut() {
+                ready.key_due = None;
+            }
+            conn.schedule(&mut self.timers);
         }
         if first {
             if let Some(old) = self.presence.by_node.insert(node, id) {

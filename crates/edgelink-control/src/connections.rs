@@ -11,10 +11,12 @@ use edgelink_wire::control::Reassembler;
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-/// Time from accept to the proof of the machine key, and from AUTH_RESPONSE to KEY_ANNOUNCE (DESIGN §6).
+/// Time from accept to the proof of the machine key (DESIGN §6).
 pub(crate) const AUTH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Nodes send a PING at least every 25 s (DESIGN §9); three missed ones mean the connection is gone.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// Time from the admission to the first valid KEY_ANNOUNCE: generous, since a crowd that joins keeps the controller busy.
+pub(crate) const KEY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Until a node is authenticated its messages are small, in pieces as well (DESIGN §6).
 pub(crate) const UNAUTHENTICATED_LIMIT: usize = 4096;
 
@@ -46,6 +48,8 @@ pub(crate) enum State {
 pub(crate) struct Ready {
     pub(crate) node: NodeId,
     pub(crate) network: NetworkId,
+    /// Until when it must have announced a key; `None` once it has.
+    pub(crate) key_due: Option<Instant>,
     /// Version that the node was sent last; `None` before its first CONFIG.
     pub(crate) sent_version: Option<ChangeId>,
     pub(crate) tokens: Held,
@@ -109,7 +113,7 @@ impl Conn {
         self.deadline = match &self.state {
             State::Hello | State::Challenged { .. } => self.deadline,
             State::Enrolling { .. } | State::Pending { .. } => idle,
-            State::Ready(ready) => ready.tokens.due().map_or(idle, |due| idle.min(due)),
+            State::Ready(ready) => [ready.tokens.due(), ready.key_due].into_iter().flatten().fold(idle, Instant::min),
         };
         timers.set(self.id, self.deadline, &mut self.armed);
     }

@@ -14,7 +14,9 @@ use edgelink_model::records::{
     ServerKind, ServerRecord, Snapshot,
 };
 use edgelink_model::{ErrorCode, NetworkId, NodeId, ServerId};
+use edgelink_wire::FrameType;
 use edgelink_wire::control::{ControlMessage, proto};
+use edgelink_wire::ping::Ping;
 use std::time::Duration;
 
 #[test]
@@ -47,6 +49,39 @@ fn a_member_gets_ids_tokens_and_the_configuration() {
     assert_eq!(config.peers.iter().map(|p| (p.node_id, p.online)).collect::<Vec<_>>(), [(1, true), (2, false)]);
     assert_eq!(config.relays.iter().map(|r| (r.id, r.path.as_str())).collect::<Vec<_>>(), [(1, "/ws/data")]);
     assert_eq!(config.network.as_ref().unwrap().name, "default");
+}
+
+#[test]
+fn a_member_that_announces_no_key_is_closed_after_a_minute_however_much_it_pings() {
+    let (a, b) = (Client::new(1), Client::new(2));
+    let mut world = World::new(vec![a.record(1, true), b.record(2, true)]);
+    let (keyed, _) = world.join(&b, NodeId(2), 5);
+    world.events();
+    let conn = world.connect();
+    world.authenticate(conn, &a);
+    world.events();
+    let closed = |events: &[Seen]| {
+        events.iter().filter_map(|e| if let Seen::Closed(conn) = e { Some(*conn) } else { None }).collect::<Vec<_>>()
+    };
+    for second in (10..60).step_by(10) {
+        world.advance(Duration::from_secs(10));
+        world.send(conn, &Ping { sent_us: 1, seq: second }.encode(FrameType::Ping));
+        world.send(keyed, &Ping { sent_us: 1, seq: second }.encode(FrameType::Ping));
+        let events = world.events();
+        assert_eq!(closed(&events), [], "after {second} s: {events:?}");
+    }
+    world.advance(Duration::from_secs(10));
+    let events = world.events();
+    assert!(
+        events.iter().any(|e| matches!(e, Seen::Sent(to, ControlMessage::Error(error))
+            if *to == conn && error.code == 4002 && error.message.contains("no key was announced within 60 s"))),
+        "{events:?}"
+    );
+    assert_eq!(closed(&events), [conn]);
+    // The other one goes on.
+    world.send(keyed, &Ping { sent_us: 1, seq: 61 }.encode(FrameType::Ping));
+    world.advance(Duration::from_secs(60));
+    assert_eq!(closed(&world.events()), []);
 }
 
 #[test]
