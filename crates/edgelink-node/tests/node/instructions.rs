@@ -130,3 +130,114 @@ fn count_send_super_packets() {
     assert_eq!(now, world.now());
     assert!(world.status().drops.is_empty(), "{:?}", world.status().drops);
 }
+
+/// The `n`th subnet behind the peer.
+fn subnet(n: usize) -> [u8; 4] {
+    [20 + (n >> 8) as u8, n as u8, 7, 0]
+}
+
+/// A member whose peer serves so many subnets.
+fn behind(subnets: usize) -> (World, Peer) {
+    let mut peer = Peer::new();
+    let mut world = World::joined(&peer);
+    let route = |n| proto::Route {
+        cidr: Some(proto::Prefix { address: subnet(n).to_vec(), length: 24 }),
+        node_id: PEER.0,
+        priority: 100,
+        weight: 100,
+        enabled: true,
+        ..proto::Route::default()
+    };
+    let mut all = config(11, vec![peer.listed()]);
+    all.routes = (0..subnets).map(route).collect();
+    world.config(all);
+    peer.meet(&mut world);
+    let hello = peer.packet(b"hello");
+    world.deliver_raw(world.relay(), &hello);
+    world.tun.clear();
+    world.events();
+    (world, peer)
+}
+
+/// A host in the subnet that the `n`th packet goes to: a new flow for each packet, or one flow for all.
+fn host(n: usize, subnets: usize, flows: usize) -> Ipv4Addr {
+    let [a, b, c, _] = subnet((n % flows) * 7 % subnets);
+    Ipv4Addr::new(a, b, c, 1 + (n % flows / subnets) as u8)
+}
+
+#[inline(never)]
+fn measured_sending_each(world: &mut World, frames: &mut [Vec<u8>]) {
+    let (now, relay) = (world.now(), world.relay());
+    for (n, frame) in frames.iter_mut().enumerate() {
+        world.node.handle_tun(frame, now);
+        if n % BATCH == 0 {
+            drain(world, relay);
+        }
+    }
+}
+
+fn send_into(subnets: usize, flows: usize) {
+    let (mut world, _peer) = behind(subnets);
+    let packet = |n| [&PLAIN[..], &udp(MY_IP, host(n, subnets, flows), &[7; 1_372])].concat();
+    let mut frames: Vec<Vec<u8>> = (0..PACKETS).map(packet).collect();
+    world.node.handle_tun(&mut frames[0].clone(), world.now());
+    world.events();
+    measured_sending_each(&mut world, &mut frames);
+    assert!(world.status().drops.is_empty(), "{:?}", world.status().drops);
+    assert_eq!(world.peer_status(PEER).tx_bytes, 1_400 * (PACKETS as u64 + 1));
+}
+
+fn receive_from(subnets: usize, flows: usize) {
+    let (mut world, mut peer) = behind(subnets);
+    let mut frames: Vec<Vec<u8>> =
+        (0..PACKETS).map(|n| peer.seal(&udp(host(n, subnets, flows), MY_IP, &[7; 1_372]))).collect();
+    assert_eq!(measured_receiving(&mut world, &mut frames), 1_400 * PACKETS);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_send_flow_into_10_subnets() {
+    send_into(10, 1);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_send_flow_into_10000_subnets() {
+    send_into(10_000, 1);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_send_new_flows_into_10_subnets() {
+    send_into(10, PACKETS);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_send_new_flows_into_10000_subnets() {
+    send_into(10_000, PACKETS);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_receive_flow_from_10_subnets() {
+    receive_from(10, 1);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_receive_flow_from_10000_subnets() {
+    receive_from(10_000, 1);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_receive_hosts_of_10_subnets() {
+    receive_from(10, PACKETS);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_receive_hosts_of_10000_subnets() {
+    receive_from(10_000, PACKETS);
+}
