@@ -49,6 +49,10 @@ pub(crate) enum Command {
         /// Name, overlay address or id of the node.
         target: String,
     },
+    /// Wait until the network can be used, or until a node in it can be reached.
+    Wait(WaitArgs),
+    /// Print what helps others to help you: versions, state, paths. It holds names and addresses, no keys or tokens.
+    Bugreport,
     /// Believe what was refused of a node, such as a changed machine key; `status` says what was refused.
     Accept {
         /// Name, overlay address or id of the node.
@@ -83,6 +87,15 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
     /// Give up waiting after this many seconds (the daemon goes on trying).
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    /// Name, overlay address or id of a node that must answer.
+    pub(crate) target: Option<String>,
+    /// Give up after this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) timeout: u64,
 }

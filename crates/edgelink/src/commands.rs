@@ -25,11 +25,11 @@ pub(crate) struct Daemon<'a> {
 }
 
 impl Daemon<'_> {
-    fn choice(&self) -> NetworkChoice {
+    pub(crate) fn choice(&self) -> NetworkChoice {
         NetworkChoice { network: self.network() }
     }
 
-    fn network(&self) -> Option<String> {
+    pub(crate) fn network(&self) -> Option<String> {
         self.network.map(str::to_owned)
     }
 
@@ -37,7 +37,7 @@ impl Daemon<'_> {
         PeerChoice { target: target.to_owned(), network: self.network() }
     }
 
-    fn ask(&self, request: &LocalRequest) -> Result<LocalResponse, LocalError> {
+    pub(crate) fn ask(&self, request: &LocalRequest) -> Result<LocalResponse, LocalError> {
         let mut connection = Connection::open(self.socket)?;
         connection.send(request)?;
         match connection.receive()? {
@@ -178,6 +178,35 @@ pub(crate) fn netcheck(at: &Daemon<'_>) -> Outcome {
     }
 }
 
+/// One JSON object for `--json`, the same in sections otherwise. What cannot be had says why, in its place.
+pub(crate) fn bugreport(at: &Daemon<'_>) -> Outcome {
+    let host = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "os": edgelink_os::host::os(),
+        "arch": edgelink_os::host::arch(),
+        "kernel": edgelink_os::host::kernel_release(),
+        "aes": edgelink_os::host::has_aes_gcm(),
+    });
+    let section = |request: &LocalRequest| match at.ask(request) {
+        Ok(answer) => serde_json::to_value(answer).unwrap_or_default(),
+        Err(error) => serde_json::json!({ "error": error.to_string() }),
+    };
+    let report = serde_json::json!({
+        "host": host,
+        "networks": section(&LocalRequest::Networks),
+        "status": section(&LocalRequest::Status(at.choice())),
+        "netcheck": section(&LocalRequest::Netcheck(at.choice())),
+    });
+    if at.json {
+        return print_json(&report);
+    }
+    for (name, section) in report.as_object().into_iter().flatten() {
+        let text = serde_json::to_string_pretty(section).unwrap_or_default();
+        print(&format!("--- {name}\n{text}\n"))?;
+    }
+    Ok(())
+}
+
 /// Why a peer is not reached directly.
 fn reason(at: &Daemon<'_>, target: &str) -> Option<String> {
     let Ok(LocalResponse::Paths { node_id, .. }) = at.ask(&LocalRequest::Paths(at.peer(target))) else { return None };
@@ -234,7 +263,7 @@ fn lost(error: std::io::Error) -> LocalError {
     LocalError::new(LocalErrorKind::Unreachable, format!("the connection to the daemon broke: {error}"))
 }
 
-fn unexpected(response: &LocalResponse) -> LocalError {
+pub(crate) fn unexpected(response: &LocalResponse) -> LocalError {
     tracing::debug!(?response, "unexpected response");
     LocalError::new(LocalErrorKind::Failed, "the daemon gave an unexpected answer; is it of another version?")
 }
@@ -249,7 +278,7 @@ pub(crate) fn print(text: &str) -> Outcome {
     }
 }
 
-fn print_json(value: &impl serde::Serialize) -> Outcome {
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Outcome {
     let line = to_line(value).map_err(|e| LocalError::new(LocalErrorKind::Failed, e.to_string()))?;
     print(&line)
 }

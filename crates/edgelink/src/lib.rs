@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod daemon;
 mod output;
+mod waiting;
 
 use clap::Parser as _;
 use cli::{Cli, Command, ConfigCommand};
@@ -49,6 +50,8 @@ pub fn main() -> ExitCode {
         Command::Accept { target } => commands::accept(&at, target),
         Command::Paths { target } => commands::paths(&at, target),
         Command::Ping(args) => commands::ping(&at, args),
+        Command::Wait(args) => waiting::wait(&at, &args),
+        Command::Bugreport => commands::bugreport(&at),
         Command::Config(ConfigCommand::Init) => {
             commands::print(&edgelink_config::starter::<edgelink_config::ClientConfig>())
         }

@@ -91,6 +91,18 @@ fn a_host_is_a_gateway_in_two_networks_that_stay_apart() {
         nodes.as_array().unwrap().iter().map(|node| node["machine_key_pub"].as_str().unwrap()).collect();
     assert_eq!(keys.len(), 4, "an identity for each network: {nodes}");
 
+    // Waiting, and a report for others.
+    let waited = |words: &[&str]| both.edgelink(words).unwrap().output().unwrap();
+    let there = waited(&["wait", "b", "--network", "lab"]);
+    assert!(there.status.success() && there.stdout.contains("in network lab"), "{there:?}");
+    let not_there = waited(&["wait", "b", "--timeout", "1"]);
+    assert_eq!(not_there.status.code(), Some(2), "b is not in the first network: {}", not_there.stderr);
+    let report: Value = serde_json::from_str(&waited(&["bugreport", "--json"]).stdout).unwrap();
+    assert_eq!(report["status"]["state"], json!("up"), "{report}");
+    assert_eq!(report["networks"]["networks"].as_array().unwrap().len(), 2, "{report}");
+    assert!(report["host"]["kernel"].is_string() && report["netcheck"]["p2p_enabled"].is_boolean(), "{report}");
+    assert!(!report.to_string().contains("elk_"));
+
     // Both ways in each network, and into the site behind; nothing from one network into the other.
     a.wait_peer("both").unwrap();
     b.wait_peer("both").unwrap();
