@@ -92,6 +92,7 @@ impl Node {
                 Ok(())
             });
         }
+        self.crowded |= self.direct.is_busy();
         self.udp_queued();
         outcome
     }

@@ -7,6 +7,7 @@ use crate::{Drop, Event, Node};
 use edgelink_model::{NodeId, Now, ServerId, capabilities};
 use edgelink_path::{Hops, Way};
 use edgelink_session::OpenError;
+use edgelink_wire::packet::IpView;
 use edgelink_wire::virtio::{self, VirtioHeader};
 use edgelink_wire::{Flags, Frame, FrameType, HEADER_LEN, icmp, packet};
 use std::time::Duration;
@@ -52,21 +53,24 @@ impl Node {
             Some(peer) => peer,
             None => self.gateway_for(&ip, packet).ok_or(Drop::NoRoute)?,
         };
-        if let Some(exit) = self.busy_exit(peer) {
+        if self.crowded
+            && let Some(exit) = self.busy_exit(peer)
+        {
             let flow = packet::flow_hash(&ip, packet) as u16;
             return Ok(Some(Wait { exit, peer, flow }));
         }
-        self.send_packet(peer, frame, now).map(|()| None)
+        self.send_packet(peer, &ip, frame, now).map(|()| None)
     }
 
-    /// Seals a packet for a peer and queues it where it will be sent from.
-    pub(crate) fn send_packet(&mut self, peer: NodeId, frame: &mut [u8], now: Now) -> Result<(), Drop> {
+    /// Seals a packet, of which `ip` is the header, for a peer and queues it where it will be sent from.
+    pub(crate) fn send_packet(&mut self, peer: NodeId, ip: &IpView, frame: &mut [u8], now: Now) -> Result<(), Drop> {
         let (header_bytes, packet) = frame.split_at_mut_checked(virtio::LEN).ok_or(Drop::NotIp)?;
         let header = VirtioHeader::parse(header_bytes).ok_or(Drop::NotIp)?;
-        let ip = packet::parse(packet).ok_or(Drop::NotIp)?;
         let bytes = packet.len();
         let mut plan = self.plan(peer, bytes, now)?;
-        plan.label = self.labels.label(packet::flow_hash(&ip, packet) as u16, bytes, now.mono);
+        if !plan.first.is_direct() {
+            plan.label = self.labels.label(packet::flow_hash(ip, packet) as u16, bytes, now.mono);
+        }
         let narrow = plan.hedging || plan.limit.is_some();
         // TCP is cut to what the path carries; datagrams are what they are.
         let whole = match header.gso_type & !virtio::GSO_ECN {

@@ -65,6 +65,11 @@ pub(crate) struct Direct {
 }
 
 impl Direct {
+    /// Whether a packet would have to wait.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.waiting.is_empty() || !self.queue.takes_more()
+    }
+
     pub(crate) fn new(config: &P2pConfig) -> Self {
         Self {
             socket: None,

@@ -220,6 +220,8 @@ pub struct Node {
     pings: ping::Pings,
     timers: Timers,
     drops: Drops,
+    /// Some way out may be busy: see before each packet.
+    crowded: bool,
     labels: waiting::Labels,
     spare: waiting::Spare,
     /// When a newer statement of ours that we have not made was heard.
@@ -266,6 +268,7 @@ impl Node {
             pings: ping::Pings::default(),
             timers: Timers::default(),
             drops: Drops::default(),
+            crowded: false,
             labels: waiting::Labels::default(),
             spare: waiting::Spare::default(),
             own_heard_at: None,

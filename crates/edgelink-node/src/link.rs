@@ -141,6 +141,7 @@ impl Node {
     pub fn set_link_budget(&mut self, id: LinkId, bytes: usize) {
         if let Some(link) = self.links.get_mut(&id) {
             link.budget = bytes.clamp(MIN_BUDGET, MAX_BATCH);
+            self.crowded |= link.is_busy();
         }
     }
 

@@ -1,6 +1,6 @@
 //! Which way frames to a peer take, and the probes that tell (DESIGN §5); [`edgelink_path`] decides, this feeds it.
 
-use crate::link::LinkId;
+use crate::link::{Link, LinkId};
 use crate::peers::Peer;
 use crate::relays::Relay;
 use crate::timers::Timer;
@@ -172,11 +172,14 @@ impl Node {
         };
         match exit {
             Exit::Link(id) => {
-                self.links.get_mut(&id).ok_or(Drop::NoPath)?.push_frame(parts, seal)?;
+                let link = self.links.get_mut(&id).ok_or(Drop::NoPath)?;
+                link.push_frame(parts, seal)?;
+                self.crowded |= link.is_busy();
                 self.writable(id);
             }
             Exit::Udp(socket, remote) => {
                 self.direct.queue.push_frame(socket, remote, parts, seal)?;
+                self.crowded |= self.direct.is_busy();
                 self.udp_queued();
             }
         }
@@ -198,6 +201,7 @@ impl Node {
             set_local_only(room, way);
             Ok(())
         };
+        self.crowded = true;
         match to {
             Exit::Link(id) => {
                 self.links.get_mut(&id).ok_or(Drop::NoPath)?.push_frame(&[text], copy)?;
@@ -213,12 +217,16 @@ impl Node {
 
     /// Where a packet to this peer would have to wait for others now. Not while two ways are used: the one that is in doubt
     /// must not keep packets from the other.
-    pub(crate) fn busy_exit(&self, peer: NodeId) -> Option<Exit> {
+    pub(crate) fn busy_exit(&mut self, peer: NodeId) -> Option<Exit> {
+        self.crowded = self.direct.is_busy() || self.links.values().any(Link::is_busy);
+        if !self.crowded {
+            return None;
+        }
         let paths = self.peers.get(peer)?.paths.as_ref()?;
         let exit = self.exit_of(paths.way()?).filter(|_| !paths.is_hedging())?;
         let busy = match exit {
             Exit::Link(id) => self.links.get(&id)?.is_busy(),
-            Exit::Udp(..) => !self.direct.waiting.is_empty() || !self.direct.queue.takes_more(),
+            Exit::Udp(..) => self.direct.is_busy(),
         };
         busy.then_some(exit)
     }

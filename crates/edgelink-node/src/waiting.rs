@@ -89,6 +89,7 @@ impl Node {
             drops.count(reason.into());
             spare.put(packet.frame);
         });
+        self.crowded = true;
         match wait.exit {
             Exit::Link(id) => self.writable(id),
             Exit::Udp(..) => self.udp_queued(),
@@ -143,7 +144,9 @@ impl Node {
 
     fn send_waiting(&mut self, packet: Packet, now: Now) {
         let Packet { peer, mut frame, len } = packet;
-        if let Err(reason) = self.send_packet(peer, frame.get_mut(..len).unwrap_or_default(), now) {
+        let bytes = frame.get_mut(..len).unwrap_or_default();
+        let ip = bytes.get(edgelink_wire::virtio::LEN..).and_then(edgelink_wire::packet::parse).ok_or(Drop::NotIp);
+        if let Err(reason) = ip.and_then(|ip| self.send_packet(peer, &ip, bytes, now)) {
             self.drops.count(reason);
         }
         self.spare.put(frame);
