@@ -206,7 +206,9 @@ impl Node {
         let largest = self.config.p2p.mtu;
         let Some(peer) = self.peers.get_mut(from) else { return };
         // P2P_INIT says nothing of all this.
+        let mut remapped = false;
         if !message.nat_mapping.is_empty() {
+            remapped = peer.mapped != mapped;
             peer.refuses_direct = message.nat_mapping == DISABLED;
             peer.is_blocked = message.nat_name == "udp_blocked";
             peer.nat = (Behaviour::from_name(&message.nat_mapping), Behaviour::from_name(&message.nat_filtering));
@@ -224,6 +226,10 @@ impl Node {
             punch.done();
         }
         punch.set_may_spray(may_spray);
+        if remapped {
+            // What was known when guessing began were perhaps the mappings of former attempts' sockets, which are closed.
+            punch.forget_spray();
+        }
         // Whoever asked begins when our answer arrives; in the third attempt whoever was asked leads.
         let delay = match (attempt, punch.attempt()) {
             (0, ATTEMPTS) => LEAD,

@@ -51,7 +51,7 @@ impl Node {
             }
         }
         let failed = matches!(before, PunchState::Trying(_)) && matches!(punch.state(), PunchState::Waiting(_));
-        let (attempt, signals, sprays) = (punch.attempt(), punch.take_signal(), punch.wants_spray());
+        let (attempt, signals, sprays) = (punch.attempt(), punch.take_signal(), punch.wants_spray(now.mono));
         if signals {
             let retries = (2..=ATTEMPTS).contains(&attempt) && self.open_retry(id);
             if retries {
@@ -121,7 +121,8 @@ impl Node {
         let mapped = peer.mapped.clone();
         let ours = matches!(self.nat_behaviour().0, Behaviour::AddressDependent | Behaviour::AddressAndPortDependent);
         let spray = if ours {
-            let sockets = self.open_spray(id);
+            let renew = peer.punch.as_ref().is_some_and(|punch| punch.is_spraying());
+            let sockets = self.open_spray(id, renew);
             Spray::sockets(sockets, mapped)
         } else {
             let socket = self.direct.socket.filter(|_| self.direct.port.is_some());

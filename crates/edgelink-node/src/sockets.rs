@@ -131,21 +131,31 @@ impl Node {
         true
     }
 
-    /// Opens the many sockets; those that are open already are among them.
-    pub(crate) fn open_spray(&mut self, peer: NodeId) -> Vec<SocketId> {
+    /// Opens the many sockets; those that are open already are among them. With `renew`, opens new ones in place of the older
+    /// half of those that have met nobody, and returns the new ones alone.
+    pub(crate) fn open_spray(&mut self, peer: NodeId, renew: bool) -> Vec<SocketId> {
+        let punch = self.peers.get(peer).and_then(|p| p.punch.as_ref());
         let of_peer = |extra: &Extra| extra.peer == peer && extra.spray;
-        let room = MAX_EXTRAS.saturating_sub(self.direct.extras.len());
-        let there = self.direct.extras.values().filter(|extra| of_peer(extra)).count();
-        for _ in 0..SPRAY_SOCKETS.saturating_sub(there).min(room) {
-            self.open_extra(peer, true);
+        let there = self.direct.extras.iter().filter(|(_, extra)| of_peer(extra)).map(|(id, _)| *id);
+        let there: Vec<SocketId> = there.collect();
+        let mut open = there.len();
+        if renew {
+            let idle = |id: &&SocketId| !punch.is_some_and(|punch| punch.has_met(**id)) && !self.is_path(peer, **id);
+            let old: Vec<SocketId> = there.iter().filter(idle).take(SPRAY_SOCKETS / 2).copied().collect();
+            open -= old.len();
+            old.into_iter().for_each(|socket| self.close_extra(socket));
         }
-        self.direct.extras.iter().filter(|(_, extra)| of_peer(extra)).map(|(id, _)| *id).collect()
+        let room = MAX_EXTRAS.saturating_sub(self.direct.extras.len());
+        let new = (0..SPRAY_SOCKETS.saturating_sub(open).min(room)).map(|_| self.open_extra(peer, true));
+        let new: Vec<SocketId> = new.collect();
+        if renew { new } else { [there, new].concat() }
     }
 
-    fn open_extra(&mut self, peer: NodeId, spray: bool) {
+    fn open_extra(&mut self, peer: NodeId, spray: bool) -> SocketId {
         let socket = self.next_socket();
         self.direct.extras.insert(socket, Extra { peer, spray, port: None, nat: NatDiscovery::default() });
         self.events.push_back(Event::OpenSocket { socket, port: 0 });
+        socket
     }
 
     fn close_extra(&mut self, socket: SocketId) {

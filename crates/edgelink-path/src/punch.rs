@@ -146,14 +146,30 @@ impl Punch {
         self.may_spray = may;
     }
 
-    /// Whether the attempt that guesses is under way, and nobody has said yet how.
-    pub fn wants_spray(&self) -> bool {
-        self.attempt() > ATTEMPTS && !self.pausing && !self.settling && self.spray.is_none()
+    /// Whether the attempt that guesses is under way, and nobody has said yet how, or new sockets are due.
+    pub fn wants_spray(&self, now: Instant) -> bool {
+        let due = self.spray.as_ref().is_none_or(|spray| spray.is_spent(now));
+        self.attempt() > ATTEMPTS && !self.pausing && !self.settling && due
+    }
+
+    /// Whether our part in it has begun.
+    pub fn is_spraying(&self) -> bool {
+        self.spray.is_some()
+    }
+
+    /// Whether the peer was met at this socket.
+    pub fn has_met(&self, socket: SocketId) -> bool {
+        self.observed.iter().any(|(s, _)| *s == socket) || self.proved.iter().any(|proved| proved.socket == socket)
     }
 
     /// Our part in it.
     pub fn set_spray(&mut self, spray: Spray) {
         self.spray = Some(spray);
+    }
+
+    /// The peer is mapped elsewhere than was thought: [`Self::wants_spray`] again, if we guess.
+    pub fn forget_spray(&mut self) {
+        self.spray = None;
     }
 
     /// Our sockets for this peer have changed, or it is known now when the other side begins.

@@ -1,8 +1,12 @@
 //! Meeting a symmetric NAT where the other side filters by port: many sockets against many guesses (DESIGN §5).
 //!
 //! The side whose mapping depends on the destination opens [`SPRAY_SOCKETS`] sockets and sends one datagram from each to
-//! the other's mapped address, again every 20 s: so many ports of its router lead to it then. The other side guesses ports
-//! of that router. With 128 of 64,512 ports open, 1,200 guesses meet one of them with a probability of 91 %.
+//! the other's mapped address: so many ports of its router lead to it then. The other side guesses ports of that router.
+//! With 128 of 64,512 ports open, 1,200 guesses meet one of them with a probability of 91 %.
+//!
+//! Every 10 s half of the sockets give way to new ones. A new mapping is also met when the other side has guessed its port
+//! *before*, while its own router remembers that guess: a second chance everywhere, and the only one where that router lets
+//! an early packet claim the tuple for good.
 
 use crate::SocketId;
 use std::net::{IpAddr, SocketAddr};
@@ -12,8 +16,9 @@ use std::time::{Duration, Instant};
 pub const SPRAY_SOCKETS: usize = 128;
 /// How long both sides go on.
 pub const SPRAY_FOR: Duration = Duration::from_secs(62);
-/// Mappings are refreshed this often: well below the 30 s after which routers forget what was not answered.
-const REFRESH: Duration = Duration::from_secs(20);
+/// Half of the sockets are replaced this often: so each is used for 20 s, well below the 30 s after which routers forget what
+/// was not answered.
+const RENEW: Duration = Duration::from_secs(10);
 /// Ports that routers give out.
 const FIRST_PORT: u32 = 1024;
 const PORTS: u32 = 65_536 - FIRST_PORT;
@@ -31,7 +36,7 @@ pub struct Spray {
 enum Part {
     /// Guesses ports of these addresses, each once before any comes again.
     Ports { from: SocketId, addresses: Vec<IpAddr>, next: u32, step: u32, sent: u32 },
-    /// Keeps mappings towards these addresses open.
+    /// Opens mappings towards these addresses.
     Sockets { sockets: Vec<SocketId>, remotes: Vec<SocketAddr>, next: usize, began: Option<Instant> },
 }
 
@@ -61,7 +66,17 @@ impl Spray {
         some.then_some(Self { part: Part::Sockets { sockets, remotes, next: 0, began: None }, not_before: None })
     }
 
-    /// When there is something to be sent; `None`: at once.
+    /// Whether every socket has sent, and it is time for new ones.
+    pub(crate) fn is_spent(&self, now: Instant) -> bool {
+        match &self.part {
+            Part::Ports { .. } => false,
+            Part::Sockets { sockets, remotes, next, began } => {
+                *next == sockets.len() * remotes.len() && began.is_some_and(|at| at + RENEW <= now)
+            }
+        }
+    }
+
+    /// When there is something to be sent, or to be renewed; `None`: at once.
     pub(crate) fn not_before(&self) -> Option<Instant> {
         self.not_before
     }
@@ -86,16 +101,11 @@ impl Spray {
                 Some((*from, SocketAddr::new(address, port)))
             }
             Part::Sockets { sockets, remotes, next, began } => {
+                let began = *began.get_or_insert(now);
                 if *next == sockets.len() * remotes.len() {
-                    let again = began.map_or(now, |at| at + REFRESH);
-                    if again > now {
-                        self.not_before = Some(again);
-                        return None;
-                    }
-                    *next = 0;
-                }
-                if *next == 0 {
-                    *began = Some(now);
+                    // Nobody has renewed them: perhaps there can be no more sockets.
+                    self.not_before = Some((began + RENEW).max(now + RENEW / 10));
+                    return None;
                 }
                 let probe = (*sockets.get(*next / remotes.len())?, *remotes.get(*next % remotes.len())?);
                 *next += 1;
@@ -136,15 +146,15 @@ mod tests {
     }
 
     #[test]
-    fn every_socket_sends_once_and_again_after_20_s() {
+    fn every_socket_sends_once_and_then_it_is_time_for_new_ones() {
         let begin = start();
         let sockets: Vec<SocketId> = (0..SPRAY_SOCKETS as u32).map(SocketId).collect();
         let remote: SocketAddr = "192.0.2.1:5".parse().unwrap();
         let mut spray = Spray::sockets(sockets.clone(), [remote]).unwrap();
         let round: Vec<_> = std::iter::from_fn(|| spray.next(begin)).collect();
         assert_eq!(round, sockets.iter().map(|socket| (*socket, remote)).collect::<Vec<_>>());
-        assert_eq!(spray.not_before(), Some(begin + REFRESH));
-        assert!(spray.next(begin + REFRESH - Duration::from_millis(1)).is_none());
-        assert_eq!(std::iter::from_fn(|| spray.next(begin + REFRESH)).count(), SPRAY_SOCKETS);
+        assert_eq!(spray.not_before(), Some(begin + RENEW));
+        assert!(!spray.is_spent(begin + RENEW - Duration::from_millis(1)) && spray.is_spent(begin + RENEW));
+        assert!(spray.next(begin + RENEW).is_none() && spray.not_before() > Some(begin + RENEW));
     }
 }

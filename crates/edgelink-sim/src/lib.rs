@@ -13,6 +13,7 @@ mod database;
 pub mod model;
 pub mod net;
 mod packet;
+pub mod pairs;
 pub mod scenario;
 mod streams;
 pub mod trap;

@@ -36,6 +36,15 @@ enum Action {
         #[arg(long)]
         keep_going: bool,
     },
+    /// Pairs of nodes behind NATs of all kinds on bad links: who is direct, how soon, and why not.
+    Pairs {
+        /// The first seed; sixteen in a row are the sixteen cells of the matrix.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// How many.
+        #[arg(long, default_value_t = 1600)]
+        seeds: u64,
+    },
     /// Play one again: a seed, or a file with one scenario per line.
     Replay {
         /// Seed or file.
@@ -52,6 +61,7 @@ enum Action {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Action::Soak { from, seeds, minutes, shrink, keep_going } => soak(from, seeds, minutes, shrink, keep_going),
+        Action::Pairs { from, seeds } => pairs(from, seeds),
         Action::Replay { what } => replay(&what),
         Action::Rate { seconds } => {
             rate(Duration::from_secs(seconds));
@@ -101,6 +111,23 @@ fn soak(from: u64, seeds: Option<u64>, minutes: Option<u64>, runs: u32, keep_goi
         failed.len()
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn pairs(from: u64, seeds: u64) -> ExitCode {
+    use edgelink_sim::pairs::{Outcome, Pair, report};
+    let begin = Instant::now();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).clamp(1, 64);
+    let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+        let share = |n: u64| (from + n..from.saturating_add(seeds)).step_by(usize::try_from(threads).unwrap_or(1));
+        let play = |n: u64| scope.spawn(move || share(n).map(|seed| Pair::generate(seed).play()).collect::<Vec<_>>());
+        let playing: Vec<_> = (0..threads).map(play).collect();
+        playing.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+    });
+    let (text, kept) = report(&outcomes);
+    print!("{text}");
+    println!("in {:.0} s; the first seeds were {from} to {}", begin.elapsed().as_secs_f64(), from + seeds);
+    let complete = outcomes.len() as u64 == seeds;
+    if kept && complete { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn replay(what: &str) -> ExitCode {

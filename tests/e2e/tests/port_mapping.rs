@@ -108,6 +108,19 @@ fn a_port_that_the_router_maps_makes_symmetric_nats_reachable() {
     .unwrap();
     assert!(check.port_mapping.external.is_none() && check.endpoints.iter().all(|e| e.kind != "upnp"), "{check:?}");
 
+    // `ping --until-direct` ends with the path, or with the reason why there is none.
+    let until_direct = |to: &str| {
+        let command = unmapped.edgelink(&["ping", "--until-direct", "--count", "3", "--interval", "0.2", to]).unwrap();
+        let output = command.output().unwrap();
+        (output.status.code(), output.stdout, output.stderr)
+    };
+    let (code, text, _) = until_direct("upnp-1");
+    assert!(code == Some(0) && text.contains(&format!(":{}", externals[2].port())), "{code:?} {text}");
+    let (time, seen) = time_to_direct(&unmapped, &doubled, 2 * Duration::from_secs(1)).unwrap();
+    assert!(time.is_none(), "{seen:?}");
+    let (code, text, why) = until_direct("double-1");
+    assert!(code == Some(1) && why.contains("no direct path: symmetric NAT on both sides"), "{code:?} {text} {why}");
+
     // At the end the router is told; nothing is left but the lease of a node that was killed.
     for (node, (site, ..)) in [&mut by_pcp, &mut by_nat_pmp, &mut by_upnp].into_iter().zip(&services) {
         node.end(nix::sys::signal::Signal::SIGTERM).unwrap();

@@ -378,6 +378,21 @@ impl Duo {
         self.drain(index);
     }
 
+    /// The controller tells a node a peer's endpoints.
+    pub(crate) fn tell(&mut self, index: usize, message: proto::P2pEndpoint) {
+        self.control(index, ControlMessage::P2pEndpoint(message));
+        self.drain(index);
+    }
+
+    /// A node asks STUN servers anew.
+    pub(crate) fn look_again(&mut self, index: usize) {
+        let now = self.now();
+        self.hosts[index].node.check_nat(now);
+        let host = &mut self.hosts[index];
+        host.node.handle_timeout(now, &mut host.rng);
+        self.drain(index);
+    }
+
     /// A datagram from anywhere into a host's socket.
     pub(crate) fn inject(&mut self, index: usize, from: SocketAddr, bytes: &[u8]) {
         self.push(Duration::ZERO, index, What::Datagram { port: PORT, from, bytes: bytes.to_vec() });

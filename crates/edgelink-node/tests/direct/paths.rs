@@ -203,18 +203,27 @@ fn without_the_controllers_help_endpoints_travel_sealed_through_the_relay() {
 }
 
 #[test]
-fn the_switch_from_relay_to_direct_loses_and_doubles_nothing() {
-    let mut duo = Duo::new(Setup::behind("port_restricted", "port_restricted"));
-    let mut sent = Vec::new();
-    for _ in 0..3000 {
-        sent.push(duo.send(0));
-        duo.advance(MS);
+fn a_hundred_switches_from_relay_to_direct_lose_and_double_nothing_of_a_thousand_packets_a_second() {
+    let cells = [("port_restricted", "port_restricted"), ("full_cone", "symmetric"), ("restricted_cone", "full_cone")];
+    for n in 0..100u32 {
+        let (a, b) = cells[n as usize % cells.len()];
+        let mut duo = Duo::new(Setup::behind(a, b));
+        duo.size = 200;
+        // Each switch finds the stream at another point.
+        duo.signal_delay = [MS * n, MS * (n * 7 % 37)];
+        let mut sent = Vec::new();
+        let mut direct = 0;
+        while direct < 300 {
+            sent.push(duo.send(0));
+            duo.advance(MS);
+            direct += u32::from(duo.path(0).kind == PathKind::P2p);
+            assert!(sent.len() < 5_000, "{a} {b}, signalling {:?} late: never direct", duo.signal_delay);
+        }
+        duo.advance(SECOND);
+        let mut received: Vec<u32> = duo.received(1).iter().map(|(_, payload)| *payload).collect();
+        received.sort_unstable();
+        assert_eq!(received, sent, "{a} {b}, signalling {:?} late", duo.signal_delay);
     }
-    assert_eq!(duo.path(0).kind, PathKind::P2p);
-    duo.advance(SECOND);
-    let mut received: Vec<u32> = duo.received(1).iter().map(|(_, payload)| *payload).collect();
-    received.sort_unstable();
-    assert_eq!(received, sent);
 }
 
 #[test]

@@ -72,6 +72,7 @@ pub(super) struct UdpHost {
 pub(super) struct StunHost {
     relay: usize,
     responder: Responder,
+    addresses: Addresses,
 }
 
 /// The internet's hosts.
@@ -86,12 +87,27 @@ impl World {
     pub fn add_stun(&mut self, index: RelayIndex) {
         let Ok(host) = self.net.add_host_on(LanId::INTERNET) else { return };
         let Some(ip) = self.net.addresses(host).first().copied() else { return };
-        let responder = Responder::new(StunConfig::new(Addresses::new(ip, None)), &mut self.rng);
-        self.owners.stun.insert(host, StunHost { relay: index.0, responder });
+        self.put_stun(index, host, Addresses::new(ip, None));
+    }
+
+    /// The same with two addresses, which tells clients how their NAT filters (RFC 5780).
+    pub fn add_stun_with_two_addresses(&mut self, index: RelayIndex) {
+        let Ok(host) = self.net.add_host_on(LanId::INTERNET) else { return };
+        let Some(IpAddr::V4(first)) = self.net.addresses(host).first().copied() else { return };
+        let second = IpAddr::from(Ipv4Addr::from(u32::from(first).wrapping_add(10_000)));
+        if self.net.add_address(host, LanId::INTERNET, second).is_ok() {
+            self.put_stun(index, host, Addresses::new(first.into(), Some(second)));
+        }
+    }
+
+    fn put_stun(&mut self, index: RelayIndex, host: HostId, addresses: Addresses) {
+        let responder = Responder::new(StunConfig::new(addresses), &mut self.rng);
+        self.owners.stun.insert(host, StunHost { relay: index.0, responder, addresses });
         let row = self.server_id(index).and_then(|id| self.database.server(id)).cloned();
         if let Some(mut row) = row {
             row.stun = true;
-            row.stun_ip = Some(ip);
+            row.stun_ip = Some(addresses.ip);
+            row.stun_ip2 = addresses.other_ip;
             row.stun_port = STUN_PORT;
             self.database.put_server(row);
         }
@@ -101,6 +117,17 @@ impl World {
     pub fn add_node_at(&mut self, name: &str, network: NetworkId, clock_error_ms: i64, site: Site) -> NodeIndex {
         let index = self.prepare_node(name, network, clock_error_ms);
         self.place(index, site);
+        self.start_node(index);
+        index
+    }
+
+    /// A new node of the first network, alone behind a NAT, on a link of this kind.
+    pub fn add_node_behind(&mut self, name: &str, nat: NatConfig, link: LinkProfile) -> NodeIndex {
+        let index = self.prepare_node(name, NetworkId(1), 0);
+        if let Ok(lan) = self.net.add_lan(LanConfig::behind(nat, HOME)) {
+            self.net.set_links(Uplink::Router(lan), link);
+            self.attach(index, Some(lan));
+        }
         self.start_node(index);
         index
     }
@@ -189,6 +216,11 @@ impl World {
         &self.net
     }
 
+    /// How many sockets a node has open.
+    pub fn socket_count(&self, index: NodeIndex) -> usize {
+        self.udp_of(index.0).map_or(0, |udp| udp.sockets.len())
+    }
+
     /// Whether a node may send datagrams at all.
     pub fn has_udp(&self, index: NodeIndex) -> bool {
         self.udp_of(index.0).is_some()
@@ -199,6 +231,10 @@ impl World {
             return;
         }
         let lan = self.lan_for(index.0, site);
+        self.attach(index, lan);
+    }
+
+    fn attach(&mut self, index: NodeIndex, lan: Option<LanId>) {
         let Ok(host) = self.net.add_host_on(lan.unwrap_or(LanId::INTERNET)) else { return };
         self.owners.nodes.insert(host, index.0);
         if let Some(node) = self.nodes.get_mut(index.0) {
@@ -290,14 +326,17 @@ impl World {
     pub(super) fn deliver_datagram(&mut self) -> bool {
         let Some(arrival) = self.net.pop_due(self.now, &mut self.rng) else { return false };
         if let Some(stun) = self.owners.stun.get_mut(&arrival.host) {
-            let at = Socket { ip: Which::First, port: Which::First };
+            let [first, second] = [Which::First, Which::Second];
+            let sockets = [(first, first), (first, second), (second, first), (second, second)];
+            let mut sockets = sockets.into_iter().map(|(ip, port)| Socket { ip, port });
+            let at = sockets.find(|socket| stun.addresses.of(*socket) == Some(arrival.local));
             let runs = self.relays.get(stun.relay).is_some_and(|relay| relay.core().is_some());
-            if runs
-                && arrival.local.port() == STUN_PORT
+            if let Some(at) = at.filter(|_| runs)
                 && let Some(answer) = stun.responder.answer(at, arrival.from, &arrival.payload, self.now)
+                && let Some(source) = stun.addresses.of(answer.from)
             {
                 let bytes = Bytes::copy_from_slice(answer.datagram());
-                let _ = self.net.send(self.now, arrival.host, STUN_PORT, arrival.from, bytes, &mut self.rng);
+                let _ = self.net.send_from(self.now, arrival.host, source, arrival.from, bytes, &mut self.rng);
             }
             return true;
         }
