@@ -4,9 +4,22 @@ use edgelink_api::rest;
 use edgelink_api::rest::Timestamp;
 use edgelink_control::Control;
 use edgelink_control::latency::Leg;
-use edgelink_model::{NetworkId, Now};
+use edgelink_model::{NetworkId, NodeId, Now};
 use edgelink_store::LatencyRecord;
 use std::time::Instant;
+
+/// What a node said of its paths to its peers.
+pub(crate) fn direct(control: &Control, node: NodeId) -> Vec<rest::PeerPath> {
+    let path = |(peer, status): (NodeId, &edgelink_control::DirectStatus)| rest::PeerPath {
+        node_id: peer.0,
+        connected: status.connected,
+        endpoint: status.endpoint.map(|endpoint| endpoint.to_string()),
+        rtt_ms: status.rtt.map(|rtt| ms(u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX))),
+        reason: Some(status.reason.clone()).filter(|reason| !reason.is_empty()),
+        updated_at: Timestamp::from_unix_ms(status.at),
+    };
+    control.direct(node).map(path).collect()
+}
 
 /// Every measured time as it is kept in the database.
 pub(crate) fn records(control: &Control, now: Now) -> Vec<LatencyRecord> {

@@ -472,6 +472,9 @@ impl Hub {
                 Ask::Paths(network, answer) => {
                     let _ = answer.send(figures::paths(&self.control.borrow(), network));
                 }
+                Ask::Direct(node, answer) => {
+                    let _ = answer.send(figures::direct(&self.control.borrow(), node));
+                }
             }
         }
     }

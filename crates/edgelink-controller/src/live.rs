@@ -1,7 +1,7 @@
 //! What the REST API, whose handlers may move between threads, asks the hub, which may not.
 
 use edgelink_api::rest;
-use edgelink_model::NetworkId;
+use edgelink_model::{NetworkId, NodeId};
 use tokio::sync::{mpsc, oneshot};
 
 /// Questions that may wait for the hub.
@@ -16,6 +16,8 @@ pub(crate) enum Ask {
     Latencies(Option<NetworkId>, oneshot::Sender<Vec<rest::Latency>>),
     /// Best paths likewise.
     Paths(Option<NetworkId>, oneshot::Sender<Vec<rest::LatencyPath>>),
+    /// What a node said of its paths to its peers.
+    Direct(NodeId, oneshot::Sender<Vec<rest::PeerPath>>),
 }
 
 /// The asking end.
@@ -43,6 +45,11 @@ impl Live {
     /// Best paths.
     pub(crate) async fn paths(&self, network: Option<NetworkId>) -> Vec<rest::LatencyPath> {
         self.ask(|answer| Ask::Paths(network, answer)).await
+    }
+
+    /// A node's paths to its peers.
+    pub(crate) async fn direct(&self, node: NodeId) -> Vec<rest::PeerPath> {
+        self.ask(|answer| Ask::Direct(node, answer)).await
     }
 
     /// Without a hub, which only happens when the process ends, nothing is known.

@@ -43,7 +43,7 @@ use std::process::ExitCode;
 /// Runs one command as a whole program: `args[0]` is the program's name as usage texts show it, such as
 /// `edgelink-controller ctl`. Must not be called inside an async runtime; see [`run`].
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(args::url_first(args)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors. Nobody is left to tell when printing fails.

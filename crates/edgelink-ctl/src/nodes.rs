@@ -96,7 +96,9 @@ async fn list(backend: &impl Backend, listing: NodeListing, out: &mut Output<'_>
 }
 
 fn show(node: rest::Node, out: &mut Output<'_>) -> Result<(), CtlError> {
-    out.fields(&[
+    let p2p = node.p2p.unwrap_or_default();
+    let endpoints: Vec<String> = p2p.endpoints.iter().map(|e| format!("{} ({})", e.address, e.kind)).collect();
+    let fields = [
         ("id", node.id.to_string()),
         ("name", node.name),
         ("network", node.network_id.to_string()),
@@ -114,5 +116,25 @@ fn show(node: rest::Node, out: &mut Output<'_>) -> Result<(), CtlError> {
         ("NAT", or_dash(node.nat_type)),
         ("created", node.created_at.to_string()),
         ("updated", node.updated_at.to_string()),
-    ])
+        ("endpoints", or_dash(Some(endpoints.join(", ")).filter(|list| !list.is_empty()))),
+    ];
+    out.fields(&fields)?;
+    if p2p.peers.is_empty() {
+        return Ok(());
+    }
+    let table: Vec<_> = p2p
+        .peers
+        .into_iter()
+        .map(|peer| {
+            let rtt = peer.rtt_ms.map(|rtt| format!("{rtt:.1} ms"));
+            [
+                peer.node_id.to_string(),
+                yes_no(peer.connected),
+                or_dash(peer.endpoint),
+                or_dash(rtt),
+                or_dash(peer.reason),
+            ]
+        })
+        .collect();
+    out.table(["PEER", "DIRECT", "ENDPOINT", "RTT", "WHY NOT"], &table)
 }

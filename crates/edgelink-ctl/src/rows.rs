@@ -2,7 +2,7 @@
 
 use edgelink_api::rest;
 use edgelink_api::rest::Timestamp;
-use edgelink_model::records::{RevocationTarget, ServerKind};
+use edgelink_model::records::{EndpointRecord, RevocationTarget, ServerKind};
 use edgelink_store::{
     AdminRecord, AuditEntry, AuthKeyRecord, Counts, LatencyRecord, NetworkDetails, NodeDetails, RevocationDetails,
     RouteDetails, ServerDetails,
@@ -48,7 +48,13 @@ pub fn node(details: NodeDetails) -> rest::Node {
         authorized: record.authorized,
         created_at: Timestamp::from_unix_ms(details.created_at),
         updated_at: Timestamp::from_unix_ms(details.updated_at),
+        p2p: None,
     }
+}
+
+/// A row of `node_endpoints`.
+pub fn endpoint(record: EndpointRecord) -> rest::NodeEndpoint {
+    rest::NodeEndpoint { kind: record.kind, address: record.address.to_string(), priority: record.priority }
 }
 
 /// A row of `node_routes`.

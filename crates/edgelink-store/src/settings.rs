@@ -47,10 +47,7 @@ impl Store {
 
     /// The configuration keys that are set here, with their text. What they mean is the configuration's business.
     pub async fn configuration(&self) -> Result<BTreeMap<String, String>, StoreError> {
-        let rows =
-            setting::Entity::find().filter(setting::Column::Key.starts_with(CONFIGURATION)).all(&self.db).await?;
-        let key = |row: setting::Model| Some((row.key.strip_prefix(CONFIGURATION)?.to_owned(), row.value?));
-        Ok(rows.into_iter().filter_map(key).collect())
+        configuration(&self.db).await
     }
 
     /// Sets configuration keys (`None`: unsets), all or none, and tells controllers, which read their configuration again.
@@ -59,7 +56,19 @@ impl Store {
         &self,
         settings: impl IntoIterator<Item = (String, Option<String>)>,
     ) -> Result<(), StoreError> {
+        self.change_configuration(settings, |_| true).await
+    }
+
+    /// [`Self::set_configuration`], if `check` accepts what is set at this moment; otherwise [`StoreError::Stale`].
+    pub async fn change_configuration(
+        &self,
+        settings: impl IntoIterator<Item = (String, Option<String>)>,
+        check: impl FnOnce(&BTreeMap<String, String>) -> bool,
+    ) -> Result<(), StoreError> {
         let mut writer = self.write().await?;
+        if !check(&configuration(&writer.txn).await?) {
+            return Err(StoreError::Stale);
+        }
         for (key, value) in settings {
             let row = format!("{CONFIGURATION}{key}");
             if get(&writer.txn, &row).await? == value {
@@ -139,6 +148,12 @@ pub(crate) fn entry(row: audit_log::Model) -> Result<AuditEntry, StoreError> {
         ip_address: row.ip_address,
         created_at: from_db(row.created_at)?,
     })
+}
+
+async fn configuration(db: &impl ConnectionTrait) -> Result<BTreeMap<String, String>, StoreError> {
+    let rows = setting::Entity::find().filter(setting::Column::Key.starts_with(CONFIGURATION)).all(db).await?;
+    let key = |row: setting::Model| Some((row.key.strip_prefix(CONFIGURATION)?.to_owned(), row.value?));
+    Ok(rows.into_iter().filter_map(key).collect())
 }
 
 pub(crate) async fn get(db: &impl ConnectionTrait, key: &str) -> Result<Option<String>, StoreError> {

@@ -36,7 +36,7 @@ pub struct Network {
 }
 
 /// A node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Node {
     /// Row id.
@@ -74,6 +74,50 @@ pub struct Node {
     /// When it first knocked.
     pub created_at: Timestamp,
     /// When it last changed.
+    pub updated_at: Timestamp,
+    /// Endpoints and direct paths; only where one node is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p2p: Option<NodeP2p>,
+}
+
+/// What a node says of its direct paths (specification §6).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeP2p {
+    /// Where it may be reached, the best first.
+    pub endpoints: Vec<NodeEndpoint>,
+    /// Peers that it talks with, as it said last; nothing of a node that is not connected to this controller.
+    pub peers: Vec<PeerPath>,
+}
+
+/// An address at which a node may be reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeEndpoint {
+    /// `lan`, `stun`, `upnp` or `relay`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `ADDRESS:PORT`
+    pub address: String,
+    /// 1 (best) to 3.
+    pub priority: u8,
+}
+
+/// How a node reaches a peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PeerPath {
+    /// The peer.
+    pub node_id: u32,
+    /// Is there a direct path?
+    pub connected: bool,
+    /// Where the peer is reached, when there is: `ADDRESS:PORT`.
+    pub endpoint: Option<String>,
+    /// Round trip over it, in ms.
+    pub rtt_ms: Option<f64>,
+    /// Why there is none.
+    pub reason: Option<String>,
+    /// When the node said so.
     pub updated_at: Timestamp,
 }
 

@@ -49,14 +49,21 @@ pub(super) async fn list(session: Session, uri: Uri, Query(q): Query<ListParams>
     Ok(paging.answer(nodes.map(rows::node), |n| n.id))
 }
 
-/// Show a node.
+/// Show a node, with its endpoints and what it says of its direct paths.
 #[utoipa::path(
     get, path = "/api/v1/nodes/{id}", tag = "nodes", operation_id = "getNode",
     params(("id" = u32, Path, description = "The node's id")),
     responses((status = 200, description = "The node", body = rest::Node, headers(("ETag" = String))))
 )]
-pub(super) async fn get(session: Session, Path(id): Path<u32>) -> Result<Versioned<rest::Node>, Failure> {
-    Ok(versioned(rows::node(session.store.node(NodeId(id)).await?)))
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    session: Session,
+    Path(id): Path<u32>,
+) -> Result<Versioned<rest::Node>, Failure> {
+    let node = rows::node(session.store.node(NodeId(id)).await?);
+    let endpoints = session.store.endpoints(NodeId(id)).await?.into_iter().map(rows::endpoint).collect();
+    let p2p = rest::NodeP2p { endpoints, peers: api.live.direct(NodeId(id)).await };
+    Ok(versioned(rest::Node { p2p: Some(p2p), ..node }))
 }
 
 /// Rename a node.
@@ -108,7 +115,7 @@ pub(super) async fn authorize(
 ) -> Result<Versioned<rest::Node>, Failure> {
     session.store.authorize_node(NodeId(id)).await?;
     api.live.follow().await;
-    get(session, Path(id)).await
+    get(State(api), session, Path(id)).await
 }
 
 /// Bar a node and revoke its tokens. It keeps its address.
@@ -124,7 +131,7 @@ pub(super) async fn deauthorize(
 ) -> Result<Versioned<rest::Node>, Failure> {
     session.store.deauthorize_node(NodeId(id)).await?;
     api.live.follow().await;
-    get(session, Path(id)).await
+    get(State(api), session, Path(id)).await
 }
 
 fn versioned(node: rest::Node) -> Versioned<rest::Node> {

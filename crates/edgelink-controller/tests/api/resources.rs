@@ -48,6 +48,18 @@ fn nodes(db: Db) {
     assert_eq!(renamed["name"], "web-1");
     assert_eq!(c.get("/api/v1/nodes?name=web-1&network=default&authorized=true&online=false").json(), json!([renamed]));
     assert_eq!(c.get("/api/v1/nodes?online=true").json(), json!([]));
+    let endpoint = edgelink_model::records::EndpointRecord {
+        kind: "stun".into(),
+        address: "203.0.113.5:4000".parse().unwrap(),
+        priority: 2,
+    };
+    let told = edgelink_model::records::NodeEndpoints { node: node.id, nat_type: None, endpoints: vec![endpoint] };
+    c.store(async |store| store.set_endpoints(&[told]).await.unwrap());
+    let p2p = json!({
+        "endpoints": [{ "type": "stun", "address": "203.0.113.5:4000", "priority": 2 }], "peers": []
+    });
+    assert_eq!(c.get(&path).json()["p2p"], p2p);
+    assert_eq!(c.get("/api/v1/nodes").json()[0].get("p2p"), None, "not in lists");
     assert_eq!(c.act(&format!("{path}/deauthorize")).json()["authorized"], false);
     let revoked = c.get(&format!("/api/v1/blacklist?node_id={}", node.id)).json();
     assert_eq!(revoked[0]["reason"], "deauthorized");
@@ -235,10 +247,17 @@ fn settings(db: Db) {
         c.put("/api/v1/settings", bad).problem(422, 2002);
     }
     assert_eq!(c.get("/api/v1/settings").json(), after, "all or none");
+    // Nobody overwrites what he has not seen.
+    let seen = c.get("/api/v1/settings").header("etag").unwrap().to_owned();
+    let changed = c.put_if("/api/v1/settings", &seen, json!({ "log": "debug" }));
+    assert_ne!(changed.header("etag"), Some(seen.as_str()));
+    c.put_if("/api/v1/settings", &seen, json!({ "log": "info" })).problem(412, 2002);
+    assert_eq!(value(&c.get("/api/v1/settings").json(), "log")["value"], "debug");
+    c.put_if("/api/v1/settings", changed.header("etag").unwrap(), json!({ "log": null })).json();
     let unset = c.put("/api/v1/settings", json!({ "tokens.relay_expire_hours": null })).json();
     assert_eq!(value(&unset, "tokens.relay_expire_hours")["value"].as_f64(), Some(1.5));
     let log = c.get("/api/v1/audit?action=config.set").json();
-    assert_eq!((log.as_array().unwrap().len(), &log[0]["actor_id"]), (2, &json!("alice")));
+    assert_eq!((log.as_array().unwrap().len(), &log[0]["actor_id"]), (3, &json!("alice")));
 }
 
 on_both!(what_ctl_does_beside_the_controller_is_seen_and_the_other_way_round);

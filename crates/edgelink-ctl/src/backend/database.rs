@@ -73,7 +73,10 @@ impl Backend for Database {
 
     async fn find_node(&self, id_or_name: &str, network: Option<&str>) -> Answer<rest::Node> {
         let network = self.network_id(network).await?;
-        Ok(rows::node(self.store.find_node(id_or_name, network).await?))
+        let node = rows::node(self.store.find_node(id_or_name, network).await?);
+        let endpoints = self.store.endpoints(NodeId(node.id)).await?.into_iter().map(rows::endpoint).collect();
+        // What nodes say of their peers is in the controller's memory alone.
+        Ok(rest::Node { p2p: Some(rest::NodeP2p { endpoints, peers: Vec::new() }), ..node })
     }
 
     async fn authorize_node(&self, id: u32) -> Answer<rest::Node> {

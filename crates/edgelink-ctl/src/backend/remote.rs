@@ -155,7 +155,9 @@ impl Backend for Remote {
 
     async fn find_node(&self, id_or_name: &str, network: Option<&str>) -> Answer<rest::Node> {
         let query: Vec<(&str, &str)> = network.iter().map(|n| ("network", *n)).collect();
-        self.find("node", "nodes", id_or_name, &query).await
+        let node: rest::Node = self.find("node", "nodes", id_or_name, &query).await?;
+        // A list does not tell of direct paths.
+        if node.p2p.is_some() { Ok(node) } else { self.get(&format!("nodes/{}", node.id)).await }
     }
 
     async fn authorize_node(&self, id: u32) -> Answer<rest::Node> {
