@@ -35,6 +35,8 @@ const NEIGHBOURS: usize = 10;
 const LOST_AFTER: Duration = Duration::from_millis(500);
 /// The relay ends connections that take nothing for 15 s.
 const STALL_AT_MOST: u64 = 12;
+/// Bytes of a frame to a receiver that does not read.
+const FRAME: u64 = edgelink_wire::data::OVERHEAD as u64 + 1_400;
 /// Messages that a sender has ready.
 const AHEAD: usize = 8;
 /// Bytes of frames in the messages of a node that has much to send.
@@ -58,6 +60,9 @@ pub struct RelayArgs {
     /// How long receivers do not read, in seconds.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=STALL_AT_MOST))]
     pub stall: u64,
+    /// What is sent to them meanwhile, in MiB a second; more than a core forwards delays everybody, whoever reads.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rate: u64,
     /// Connections that authenticate at the same time; the relay takes 20 of one address.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=18))]
     pub concurrency: u16,
@@ -297,11 +302,10 @@ impl Crowd {
 
     /// In every network one node sends to those that do not read, as much as it can.
     async fn stall(&mut self, server: &Server, neighbours: &Neighbours, args: &RelayArgs) -> Result<Stalled> {
-        let per_message = (BATCH / (edgelink_wire::data::OVERHEAD + 1_400)) as u64;
+        let per_message = BATCH as u64 / FRAME;
         let mut flows: Vec<(Rc<Client>, Rc<Client>, Rc<Flow>)> = Vec::new();
-        let networks = self.clients.chunks(NETWORK).count();
         for place in 1..NETWORK {
-            for network in self.clients.chunks(NETWORK).take(networks) {
+            for network in self.clients.chunks(NETWORK) {
                 if let (Some(from), Some(to)) = (network.first(), network.get(place))
                     && flows.len() < args.stalled
                 {
@@ -317,15 +321,21 @@ impl Crowd {
         let end = begin + Duration::from_secs(args.stall);
         let (mut peak, mut queued, mut next) = (before.rss, 0, 0);
         let mut looked = begin;
+        let (message, mut pushed) = (per_message * FRAME, 0);
         while Instant::now() < end {
+            let due = begin.elapsed().as_secs_f64() * (args.rate << 20) as f64;
             for (from, _, flow) in flows.iter().cycle().skip(next).take(flows.len()) {
+                // Each network's next ones, so that all get their share.
+                if pushed as f64 >= due {
+                    break;
+                }
+                next = (next + 1) % flows.len();
                 // What the sender's own connection takes, and a little ahead.
                 if from.outbox.borrow().len() < AHEAD {
                     flow.push();
+                    pushed += message;
                 }
             }
-            // Each network's next ones, so that all get their share.
-            next = (next + AHEAD * networks) % flows.len().max(1);
             self.watch(Duration::from_millis(1)).await?;
             peak = peak.max(server.usage()?.rss);
             if looked.elapsed() >= Duration::from_millis(500) {
@@ -354,8 +364,7 @@ impl Crowd {
         let after = server.usage()?;
         Ok(Stalled {
             receivers: flows.len(),
-            sent_bytes: flows.iter().map(|(.., f)| f.sent.get()).sum::<u64>()
-                * (edgelink_wire::data::OVERHEAD + 1_400) as u64,
+            sent_bytes: flows.iter().map(|(.., f)| f.sent.get()).sum::<u64>() * FRAME,
             rss_before: before.rss,
             rss_peak: peak,
             rss_after: after.rss,

@@ -338,7 +338,8 @@ impl WebSocket {
     ///
     /// `code` is one that RFC 6455 §7.4 allows on the wire (else 1000 is sent); `reason` is cut at 123 bytes.
     pub async fn close(mut self, code: u16, reason: &str) {
-        let orderly = async move {
+        // Boxed: its scrap is worth a page, which no connection shall hold before it ends.
+        let orderly = Box::pin(async move {
             // Fails when a close frame is already under way: then that one counts.
             let _ = Pin::new(&mut self.stream).start_send(close_message(code, reason));
             poll_fn(|cx| Pin::new(&mut self.stream).poll_close(cx)).await?;
@@ -346,7 +347,7 @@ impl WebSocket {
             let mut scrap = [0; 4096];
             while conn.read(&mut scrap).await? > 0 {}
             Ok::<_, Error>(())
-        };
+        });
         match tokio::time::timeout(CLOSE_TIMEOUT, orderly).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "the connection broke while closing"),
