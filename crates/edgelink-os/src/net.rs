@@ -27,9 +27,10 @@ use crate::tun::Tun;
 /// The kernel's route protocol number of every route that EdgeLink makes (`ip route show proto 237`).
 pub const ROUTE_PROTOCOL: u8 = 237;
 
-/// Packets queued towards a TUN with offloads: 64 super-packets are 4 MiB, where the default of 500 would be 32 MiB of
-/// standing latency.
-pub const TX_QUEUE_LEN: u32 = 64;
+/// Packets queued towards a TUN with offloads, 16 MiB of super-packets where the default of 500 would be 32 MiB. The client
+/// empties it whenever it runs, so it must only be long enough for the milliseconds in which the scheduler keeps it from that: 64
+/// overflowed.
+pub const TX_QUEUE_LEN: u32 = 256;
 
 /// Packets queued towards a TUN without offloads (0.7 MiB at MTU 1400).
 pub const TX_QUEUE_LEN_PLAIN: u32 = 500;
