@@ -162,6 +162,15 @@ fn foreign_clients_agree_behind_every_nat() {
     let heard = wait::until("s1 is heard of", SOON, || (!record()["last_heartbeat"].is_null()).then(record));
     let record = heard.unwrap();
     assert_eq!((&record["stun_ip"], &record["stun_ip2"]), (&json!(first), &json!(second)), "{record}");
+    // coturn's other client: its first answer is right. Then it wants one sent to another port (RESPONSE-PORT), is refused
+    // (420, which goes to where it asked from), and listens at that other port only, for ever.
+    let site = internet.site("asker", &SitePlan::behind(NatKind::PortRestricted)).unwrap();
+    let client = ask(&site.hosts[0], "turnutils_stunclient", &[&first]);
+    client.wait_line("UDP reflexive addr", SOON).unwrap();
+    let told = client.stdout();
+    assert_eq!(named(&told, "UDP reflexive addr")[0].ip(), IpAddr::from(site.first.public), "{told}");
+    assert_eq!(named(&told, "Other addr")[0].ip().to_string(), second, "{told}");
+    client.kill().unwrap();
     assert!(wildcard.terminate(SOON).unwrap().success());
 
     // The same on sockets of single addresses.
