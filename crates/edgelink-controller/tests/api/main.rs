@@ -10,6 +10,7 @@
 mod bad_input;
 mod controller;
 mod ctl;
+mod doors;
 mod isolation;
 mod login;
 mod resources;
