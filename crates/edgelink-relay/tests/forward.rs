@@ -8,8 +8,8 @@ use common::*;
 use edgelink_model::ErrorCode::{InvalidMessage, MessageTooLarge, NodeOffline, UnsupportedVersion};
 use edgelink_model::NodeId;
 use edgelink_relay::{CloseReason, DropReason, RelayEvent};
-use edgelink_wire::FrameType;
 use edgelink_wire::ping::Ping;
+use edgelink_wire::{FrameType, frames};
 use std::time::Duration;
 
 const DATA: u8 = 0x10;
@@ -137,6 +137,45 @@ fn another_network_looks_exactly_like_nobody() {
     assert_eq!(world.take(foreign), []);
     let drops = world.relay.stats().drops;
     assert_eq!((drops.get(DropReason::OtherNetwork), drops.get(DropReason::NotConnected)), (6, 12));
+}
+
+#[test]
+fn no_kind_of_frame_tells_another_networks_node_from_nobody() {
+    let mut world = World::new();
+    let (a, foreign) = (world.join(1, 7), world.join(2, 8));
+    world.events();
+    let frame = |ty, dst| match ty {
+        DATA => data(1, dst, 9),
+        0x13 => announce(1, dst, 9),
+        0x32 => sealed(FrameType::P2pPing, 1, dst, 9, 20),
+        _ => sealed(FrameType::P2pPong, 1, dst, 9, 20),
+    };
+    for ty in [DATA, 0x13, 0x32, 0x33] {
+        // A node of another network (2) and one that never was (3); both are asked for at the same moments.
+        let answers: [Vec<Vec<u8>>; 2] = [2, 3].map(|dst: u32| {
+            let at = |world: &mut World, ms| {
+                world.ms(ms);
+                world.say(a, &frame(ty, dst).repeat(2));
+                let mut out = Vec::new();
+                world.relay.poll_transmit(a, usize::MAX, world.now, &mut out);
+                out.concat()
+            };
+            let steps = [at(&mut world, 1_000), at(&mut world, 999), at(&mut world, 1), at(&mut world, 500)];
+            let told = steps.each_ref().map(|bytes| match &bytes[..] {
+                [] => vec![],
+                bytes => frames(bytes).map(|frame| sent(&frame.unwrap())).collect(),
+            });
+            let once = vec![error(NodeOffline, ty, dst)];
+            assert_eq!(told, [once.clone(), vec![], once, vec![]], "type {ty:#04x} to {dst}: once a second");
+            // But for the destination's own id.
+            let id = dst.to_be_bytes()[3];
+            steps.into_iter().map(|bytes| bytes.into_iter().map(|b| if b == id { 0 } else { b }).collect()).collect()
+        });
+        assert_eq!(answers[0], answers[1], "type {ty:#04x}");
+        assert_eq!(world.take(foreign), [], "type {ty:#04x}");
+    }
+    let woken = world.events();
+    assert!(woken.iter().all(|event| *event == RelayEvent::Writable(a)), "nobody else is: {woken:?}");
 }
 
 #[test]

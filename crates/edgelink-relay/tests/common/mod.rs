@@ -212,7 +212,7 @@ pub fn revoke_node(node: u32, issued_before: u64) -> RevocationRecord {
     RevocationRecord { id: format!("node-{node}"), target, expires_at: T0 + 200_000 }
 }
 
-fn sent(frame: &edgelink_wire::Frame<'_>) -> Sent {
+pub fn sent(frame: &edgelink_wire::Frame<'_>) -> Sent {
     match frame.frame_type().unwrap() {
         FrameType::AuthResponse => {
             let response = proto::AuthResponse::decode(frame.payload).unwrap();
