@@ -1,9 +1,10 @@
 //! What a change costs: it grows with who must learn it (DESIGN §4). And what it brings: everybody knows the same.
 
 use crate::world::*;
-use edgelink_control::Event;
-use edgelink_model::NetworkId;
-use edgelink_model::records::{Change, NodeKeyRecord, NodeRecord};
+use bytes::Bytes;
+use edgelink_control::{ConnId, Event};
+use edgelink_model::records::{Change, NetworkRecord, NodeKeyRecord, NodeRecord};
+use edgelink_model::{NetworkId, NodeId};
 use edgelink_wire::control::{ControlMessage, proto};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -80,6 +81,193 @@ fn a_crowd_that_joins_is_not_encoded_anew_for_each() {
     // For each its own entry once or twice, and the whole now and then; the square would be 80 · 80 / 2 and more.
     assert!(eighty <= 10 * 80, "{eighty} entries for 80 nodes");
     assert!(eighty <= 16 * ten, "{ten} for 10 nodes, {eighty} for 80");
+}
+
+/// Everything that was sent, as it was encoded; nothing else may have happened.
+fn sent(world: &mut World) -> Vec<(ConnId, Bytes)> {
+    let take = |event| match event {
+        Event::Send { conn, message } => (conn, message),
+        other => panic!("{other:?}"),
+    };
+    std::iter::from_fn(|| world.control.poll_event()).map(take).collect()
+}
+
+/// Admits a member and takes its first CONFIG as it was encoded.
+fn join_and_hold(world: &mut World, client: &Client, record: &NodeRecord) -> (ConnId, Bytes) {
+    let conn = world.connect();
+    world.authenticate(conn, client);
+    world.send(conn, &client.announce_in(record.network_id, record.id, 5, START_MS / 1000));
+    let mut configs = std::iter::from_fn(|| world.control.poll_event()).filter_map(|event| match event {
+        Event::Send { message, .. } => Some(message),
+        _ => None,
+    });
+    let config = configs.next().unwrap();
+    assert!(matches!(decode(&config)[..], [ControlMessage::Config(_)]));
+    assert_eq!(configs.next(), None);
+    (conn, config)
+}
+
+#[test]
+fn nothing_is_kept_of_a_network_that_was_deleted() {
+    let crowd = crowd(2, 1);
+    let mut world = world_of(&crowd);
+    let (client, record) = &crowd[0];
+    let (other_client, other) = &crowd[1];
+    let (conn, config) = join_and_hold(&mut world, client, record);
+    let (_, others) = join_and_hold(&mut world, other_client, other);
+    assert!(!config.is_unique() && !others.is_unique(), "the controller keeps what it encoded, for the next to join");
+
+    world.apply(20, Change::NodeDeleted(record.id));
+    world.apply(21, Change::NetworkDeleted(record.network_id));
+    let events = world.events();
+    assert!(events.contains(&Seen::Closed(conn)), "{events:?}");
+    assert!(config.is_unique(), "and drops it with the network");
+    assert!(!others.is_unique(), "other networks' stays");
+    world.advance(TICK);
+    world.advance(TICK);
+    world.events();
+    assert!(config.is_unique());
+
+    // A network that gets its id starts afresh.
+    let name = "successor".to_owned();
+    let subnet = "10.9.9.0/24".parse().unwrap();
+    let network = NetworkRecord { id: record.network_id, name, subnet, subnet6: None, description: String::new() };
+    world.apply(22, Change::Network(network));
+    let newcomer = Client::numbered(999);
+    let known = NodeRecord { id: NodeId(999), ..newcomer.record(999, true) };
+    world.apply(23, Change::Node(known.clone()));
+    world.nodes.push(known);
+    world.events();
+    let (_, config) = world.join(&newcomer, NodeId(999), 5);
+    assert_eq!(config.network.unwrap().name, "successor");
+    assert_eq!(config.peers.iter().map(|peer| peer.node_id).collect::<Vec<_>>(), [999]);
+}
+
+#[test]
+fn a_node_that_cannot_apply_an_update_gets_the_whole_once_a_second() {
+    let crowd = crowd(1, 2);
+    let mut world = world_of(&crowd);
+    let conns: Vec<ConnId> =
+        crowd.iter().map(|(client, record)| world.join_network(client, record.id, record.network_id, 5).0).collect();
+    world.advance(TICK);
+    world.advance(TICK);
+    world.events();
+    let renamed = |name: &str| Change::Node(NodeRecord { name: name.to_owned(), ..crowd[1].1.clone() });
+    let failed = |version| {
+        let error = "an update that does not fit".to_owned();
+        message(ControlMessage::Ack(proto::Ack { acked_type: 4, config_version: version, error, ..Default::default() }))
+    };
+    // What it is sent is one CONFIG with all that the updates since said, and no update: those would not fit again.
+    let whole = |world: &mut World, name: &str| {
+        let events = world.events();
+        let [Seen::Sent(to, ControlMessage::Config(config))] = &events[..] else { panic!("{events:?}") };
+        assert_eq!((*to, config.version), (conns[0], world.control.version()), "to the one that asked, and current");
+        assert_eq!(config.peers.iter().find(|peer| peer.node_id == crowd[1].1.id.0).unwrap().name, name);
+    };
+    world.apply(30, renamed("once"));
+    world.advance(TICK);
+    assert!(world.events().iter().any(|e| matches!(e, Seen::Sent(_, ControlMessage::ConfigUpdate(_)))));
+    world.send(conns[0], &failed(29));
+    whole(&mut world, "once");
+    let before = world.control.stats();
+    for _ in 0..10 {
+        world.send(conns[0], &failed(29));
+        world.advance(Duration::from_millis(99));
+    }
+    assert_eq!(world.events(), [], "not again within a second");
+    world.apply(31, renamed("twice"));
+    world.advance(Duration::from_millis(10));
+    world.send(conns[0], &failed(29));
+    // What is being gathered follows as an update, with everybody's.
+    let events = world.events();
+    let configs = |events: &[Seen]| {
+        let config = |e: &&Seen| matches!(e, Seen::Sent(to, ControlMessage::Config(_)) if *to == conns[0]);
+        events.iter().filter(config).count()
+    };
+    assert_eq!(configs(&events), 1, "{events:?}");
+    let after = world.control.stats();
+    assert_eq!(after.configs_sent - before.configs_sent, 1);
+    assert_eq!(after.config_errors - before.config_errors, 11, "each is counted");
+    // One that says that all is well is sent nothing.
+    world.advance(Duration::from_secs(2));
+    world.events();
+    let fine = proto::Ack { acked_type: 4, config_version: 31, ..Default::default() };
+    world.send(conns[0], &message(ControlMessage::Ack(fine)));
+    assert_eq!(world.events(), []);
+}
+
+/// How often in a second of continuous changes a network of so many connected nodes is told, and how long a lone change after
+/// a quiet time takes.
+fn pace(nodes: u32) -> (usize, Duration) {
+    let crowd: Vec<(Client, NodeRecord)> = (1..=nodes)
+        .map(|n| {
+            let client = Client::numbered(n);
+            let record = NodeRecord { virtual_ip: Some((0x0a00_0100 + n).into()), ..client.record(n, true) };
+            (client, record)
+        })
+        .chain([(
+            Client::numbered(9_999),
+            NodeRecord { network_id: NetworkId(2), ..Client::numbered(9_999).record(9_999, true) },
+        )])
+        .collect();
+    let mut world = world_of(&crowd);
+    for (client, record) in &crowd {
+        join_and_hold(&mut world, client, record);
+    }
+    world.advance(Duration::from_secs(1));
+    world.advance(Duration::from_secs(1));
+    sent(&mut world);
+    let mut id = 100_000;
+    let rename = |world: &mut World, (_, record): &(Client, NodeRecord), id: u64| {
+        world.apply(id, Change::Node(NodeRecord { name: format!("n{id}"), ..record.clone() }));
+    };
+    let (large, small) = (&crowd[0], crowd.last().unwrap());
+
+    // Alone.
+    id += 1;
+    rename(&mut world, large, id);
+    let identity = sent(&mut world).len();
+    let mut lone = Duration::ZERO;
+    while sent(&mut world).len() < nodes as usize {
+        world.advance(Duration::from_millis(5));
+        lone += Duration::from_millis(5);
+        assert!(lone < Duration::from_secs(2), "told to all");
+    }
+    assert_eq!(identity, 1, "its own identity goes to the renamed node at once");
+
+    // A change every 5 ms.
+    let mut told = 0;
+    for _ in 0..200 {
+        id += 1;
+        rename(&mut world, large, id);
+        world.advance(Duration::from_millis(5));
+        told += usize::from(sent(&mut world).len() >= nodes as usize);
+    }
+    // Meanwhile another network waits for nobody.
+    id += 1;
+    rename(&mut world, large, id);
+    rename(&mut world, small, id + 1);
+    sent(&mut world);
+    world.advance(Duration::from_millis(50));
+    let messages = sent(&mut world).into_iter().flat_map(|(_, message)| decode(&message));
+    let names = messages.filter_map(|message| match message {
+        ControlMessage::ConfigUpdate(update) => update.peers.into_iter().next().map(|peer| peer.node_id),
+        _ => None,
+    });
+    assert!(names.collect::<Vec<_>>().contains(&small.1.id.0), "a small network's change is late");
+    (told, lone)
+}
+
+#[test]
+fn the_larger_a_network_the_seldomer_it_is_told_of_continuous_changes() {
+    let coalesced = Duration::from_millis(50);
+    assert_eq!(pace(20), (20, coalesced), "every 50 ms");
+    let (told, lone) = pace(400);
+    assert!((9..=10).contains(&told), "every 100 ms: {told}");
+    assert_eq!(lone, coalesced, "a lone change waits for nothing else");
+    let (told, lone) = pace(1_200);
+    assert!((4..=5).contains(&told), "every 250 ms and not every 300: {told}");
+    assert_eq!(lone, coalesced);
 }
 
 /// What a node has made of its messages.
