@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 const HOST: &str = "127.0.0.1";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Door {
+pub(crate) enum Door {
     /// `/ws/control`, where a node shows what the controller gave it.
     Control,
     /// `/ws/control`, where an unknown machine shows what an administrator gave it.
@@ -31,7 +31,7 @@ enum Door {
 }
 
 impl Door {
-    const ALL: [Self; 6] = [Control, Enrolment, Server, Data, Mesh, Rest];
+    pub(crate) const ALL: [Self; 6] = [Control, Enrolment, Server, Data, Mesh, Rest];
 }
 
 use Door::{Control, Data, Enrolment, Mesh, Rest, Server};
@@ -122,7 +122,7 @@ impl<'a> Site<'a> {
 
 /// Whether this token opens this door, everything else about the request being right, or the error. Whoever is refused at
 /// a WebSocket is disconnected too.
-fn try_door(controller: &Controller, machine: &MachineKey, door: Door, token: &str) -> Result<(), u16> {
+pub(crate) fn try_door(controller: &Controller, machine: &MachineKey, door: Door, token: &str) -> Result<(), u16> {
     let (address, token) = (&controller.address, token.to_owned());
     let first = |path, request: proto::AuthRequest| {
         block_on(async {
@@ -156,6 +156,11 @@ fn try_door(controller: &Controller, machine: &MachineKey, door: Door, token: &s
             Err(ErrorCode::InvalidToken.as_u16())
         }
     }
+}
+
+/// What `/ws/control` answers to the signed `proof`.
+pub(crate) fn prove(address: &str, machine: &MachineKey, proof: proto::AuthRequest) -> ControlMessage {
+    block_on(async { dialogue(address, machine, proof).await.1 })
 }
 
 /// The dialogue on `/ws/control`: hello, challenge, and `proof` with the signature.

@@ -15,5 +15,6 @@ mod isolation;
 mod login;
 mod resources;
 mod schemathesis;
+mod secrets;
 
 use controller::{Answer, Controller, Db, on_both};
