@@ -9,7 +9,7 @@ use crate::{Config, Env, Program, Tls};
 use edgelink_api::Secret;
 use ipnet::IpNet;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 section! {
     /// The controller.
@@ -69,6 +69,9 @@ section! {
         ws_control: HttpPath = HttpPath::default_of("/ws/control");
         /// Path of the relays' control channel.
         ws_server: HttpPath = HttpPath::default_of("/ws/server");
+        /// Unix socket of the REST API, for root and the controller's own user, without a login: `edgelink-ctl --socket`.
+        /// A relative path is in the state directory. null: none.
+        socket: Option<PathBuf> = Some("controller.sock".into());
     }
 }
 
@@ -174,6 +177,11 @@ impl ControllerConfig {
     /// `state_dir`, or the default one.
     pub fn state_dir(&self, env: &Env, root: bool) -> PathBuf {
         self.state_dir.clone().unwrap_or_else(|| crate::default_controller_state_dir(env, root))
+    }
+
+    /// The Unix socket of the REST API, if there is to be one.
+    pub fn socket_path(&self, state_dir: &Path) -> Option<PathBuf> {
+        self.listen.socket.as_ref().map(|socket| state_dir.join(socket))
     }
 
     /// SQLite's file.

@@ -8,6 +8,7 @@ mod http;
 mod hub;
 mod leader;
 mod live;
+mod local;
 mod reload;
 mod setup;
 
@@ -41,7 +42,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::LocalSet;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -229,6 +230,10 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
     let sources = api::Sources { file: args.config.clone(), env: env.clone() };
     let public_url = config.public_url.0.first().cloned();
     let api = api::Service::new(api::Api::new(state.store.clone(), own, live, sources, public_url, identity.pin));
+    let local = local::open(&config, &state.dir)?.map(|socket| {
+        let (stop, stopped) = oneshot::channel::<()>();
+        (stop, tokio::task::spawn_local(socket.serve(api.clone(), stopped)))
+    });
     let running = Rc::new(RefCell::new(config.clone()));
     if let Some(leader) = &leader {
         let announcement = Announcement { config: Rc::clone(&running), stun: stun.clone() };
@@ -325,6 +330,10 @@ async fn serve(config: ControllerConfig, args: RunArgs, env: Env, log: LogHandle
     )
     .await;
     tracing::info!("ending");
+    if let Some((stop, served)) = local {
+        drop(stop);
+        let _ = served.await;
+    }
     hub.write_presence().await;
     hub.end().await;
     state.store.close().await?;

@@ -11,7 +11,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Puts `--url` before the command, wherever it was written: clap cannot have it everywhere since `server add` has one of its
+/// Makes `--socket=PATH` of `--socket PATH`, which to clap might as well be `--socket COMMAND`, if the next word looks like a
+/// path; and puts `--url` before the command, wherever it was written: clap cannot have it everywhere since `server add` has one of its
 /// own, which stays.
 pub(crate) fn url_first(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     /// Options before or behind a command that take the next word.
@@ -23,6 +24,15 @@ pub(crate) fn url_first(args: impl IntoIterator<Item = OsString>) -> Vec<OsStrin
         // Words behind `--` are no options.
         if word == "--" {
             break;
+        }
+        if word == "--socket"
+            && let Some(path) = args.get(at + 1).filter(|path| is_path(&path.to_string_lossy()))
+        {
+            let mut joined = OsString::from("--socket=");
+            joined.push(path);
+            args.splice(at..at + 2, [joined]);
+            at += 1;
+            continue;
         }
         let words = match word.as_str() {
             "--url" => 2,
@@ -44,6 +54,10 @@ pub(crate) fn url_first(args: impl IntoIterator<Item = OsString>) -> Vec<OsStrin
     args
 }
 
+fn is_path(word: &str) -> bool {
+    ["/", "./", "../"].iter().any(|start| word.starts_with(start))
+}
+
 /// Administer EdgeLink.
 #[derive(Debug, Parser)]
 #[command(name = "edgelink-ctl", version, arg_required_else_help = true)]
@@ -58,6 +72,10 @@ pub struct Cli {
     /// server's own)
     #[arg(long = "url", id = "controller-url", value_name = "URL", env = "EDGELINK_URL")]
     pub(crate) url: Option<String>,
+    /// Work over the REST API of the controller on this host by its Unix socket, as root or as its user, without a login
+    /// [default: that of the controller's configuration]
+    #[arg(long, value_name = "PATH", global = true, num_args = 0..=1, require_equals = true)]
+    pub(crate) socket: Option<Option<PathBuf>>,
     /// With --url: trust exactly the key with this hash, as the controller prints it
     #[arg(long, value_name = "sha256:…", global = true)]
     pub(crate) pin: Option<Pin>,
@@ -577,6 +595,17 @@ mod tests {
         assert_eq!(url("ctl server add --name n --url wss://s"), (None, s.clone()));
         assert_eq!(url("ctl --url https://c server add --name n --url wss://s"), (c.clone(), s));
         assert_eq!(url("ctl server --url https://c list"), (c, None));
+        let socket = |line: &str| Cli::try_parse_from(url_first(line.split(' ').map(OsString::from))).unwrap().socket;
+        for line in [
+            "ctl --socket /s network list",
+            "ctl network list --socket=/s",
+            "ctl network --socket /s list --url https://c",
+        ] {
+            assert_eq!(socket(line), Some(Some("/s".into())), "{line}");
+        }
+        assert_eq!(socket("ctl --socket network list"), Some(None));
+        assert_eq!(socket("ctl network list --socket"), Some(None));
+        assert_eq!(socket("ctl network list"), None);
         let unfinished = ["ctl", "network", "list", "--url"].map(OsString::from);
         assert!(Cli::try_parse_from(url_first(unfinished)).is_err());
     }

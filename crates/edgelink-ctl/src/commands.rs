@@ -18,7 +18,7 @@ pub(crate) async fn execute(cli: &Cli, env: &Env, root: bool, out: &mut Output<'
         Command::Logout => return session::logout(cli, env, out).await,
         _ => {}
     }
-    if let Some(remote) = session::remote(cli, env, || database::is_there(cli, env, root))? {
+    if let Some(remote) = session::remote(cli, env, root, || database::is_there(cli, env, root))? {
         return run(&remote, cli, env, out).await;
     }
     let backend = database::open(cli, env, root).await?;

@@ -6,7 +6,7 @@ use crate::error::CtlError;
 use crate::output::Output;
 use crate::password;
 use edgelink_api::Secret;
-use edgelink_config::{Env, WsUrl};
+use edgelink_config::{ControllerConfig, Env, WsUrl};
 use edgelink_net::tls::{ClientTls, Pin, client_config};
 use edgelink_net::ws::Dial;
 use serde::{Deserialize, Serialize};
@@ -30,13 +30,24 @@ struct Kept {
     ca_file: Option<PathBuf>,
 }
 
-/// The controller that `--url` names, or, when neither that nor a database is given and none is here, the one that
+/// The controller that `--socket` or `--url` names, or, when neither that nor a database is given and none is here, the one that
 /// somebody has logged in to.
 pub(crate) fn remote(
     cli: &Cli,
     env: &Env,
+    root: bool,
     database_is_there: impl FnOnce() -> bool,
 ) -> Result<Option<Remote>, CtlError> {
+    if let Some(given) = &cli.socket {
+        if cli.db.is_some() {
+            return Err(CtlError::Usage("give either --socket or --db".into()));
+        }
+        // One for all commands, in the environment, may be outranked by one.
+        if cli.url.as_deref() != env.get("EDGELINK_URL") {
+            return Err(CtlError::Usage("give either --socket or --url".into()));
+        }
+        return socket(given.as_deref(), cli, env, root).map(|path| Some(Remote::local(path)));
+    }
     let kept = || match file(env) {
         Some(path) => read(&path),
         None => Ok(None),
@@ -68,6 +79,17 @@ pub(crate) fn remote(
     Ok(Some(Remote::new(dial(&url, pin, ca_file)?, Some(token.unwrap_or(kept.token)))))
 }
 
+/// The socket that was given, else that of the controller's configuration.
+fn socket(given: Option<&Path>, cli: &Cli, env: &Env, root: bool) -> Result<PathBuf, CtlError> {
+    if let Some(path) = given {
+        return Ok(path.to_owned());
+    }
+    let config: ControllerConfig = edgelink_config::load(cli.config.as_deref(), env)?;
+    config.socket_path(&config.state_dir(env, root)).ok_or_else(|| {
+        CtlError::Usage("`listen.socket` is null in the controller's configuration: it has no socket".into())
+    })
+}
+
 /// Logs in and keeps the token.
 pub(crate) async fn login(
     cli: &Cli,
@@ -75,6 +97,7 @@ pub(crate) async fn login(
     username: &Option<String>,
     out: &mut Output<'_>,
 ) -> Result<(), CtlError> {
+    no_socket(cli)?;
     let Some(url) = &cli.url else {
         return Err(CtlError::Usage("say where: edgelink-ctl --url https://CONTROLLER login".into()));
     };
@@ -101,7 +124,8 @@ pub(crate) async fn login(
 
 /// Voids the kept token and forgets it.
 pub(crate) async fn logout(cli: &Cli, env: &Env, out: &mut Output<'_>) -> Result<(), CtlError> {
-    let Some(remote) = remote(cli, env, || false)? else {
+    no_socket(cli)?;
+    let Some(remote) = remote(cli, env, false, || false)? else {
         return Err(CtlError::Usage("nobody is logged in".into()));
     };
     remote.logout().await?;
@@ -109,6 +133,13 @@ pub(crate) async fn logout(cli: &Cli, env: &Env, out: &mut Output<'_>) -> Result
         fs::remove_file(path)?;
     }
     out.remark("logged out; the token is void")
+}
+
+fn no_socket(cli: &Cli) -> Result<(), CtlError> {
+    match cli.socket {
+        Some(_) => Err(CtlError::Usage("nobody logs in at the socket: your user counts there".into())),
+        None => Ok(()),
+    }
 }
 
 /// `https://HOST[:PORT]`, also written as `wss://`, or without TLS.

@@ -42,6 +42,13 @@ impl PeerCred {
         group.is_some_and(|group| self.gid == group || self.is_member(group))
     }
 
+    /// The user's name, or `uid 1234` when he has none here.
+    #[must_use]
+    pub fn user(&self) -> String {
+        let user = User::from_uid(Uid::from_raw(self.uid)).ok().flatten();
+        user.map_or_else(|| format!("uid {}", self.uid), |user| user.name)
+    }
+
     /// Membership by the user database, since the kernel records only the effective group.
     fn is_member(&self, group: u32) -> bool {
         let Ok(Some(user)) = User::from_uid(Uid::from_raw(self.uid)) else { return false };
@@ -79,6 +86,8 @@ mod tests {
         assert!(!stranger.may_control(Some(0)));
         assert!(stranger.may_control(Some(4_000_001)), "its effective group");
         assert!(PeerCred { uid: 0, ..stranger }.may_control(None));
+        assert_eq!(stranger.user(), "uid 4000000");
+        assert_eq!(PeerCred { uid: 0, ..stranger }.user(), "root");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Login, logout, and the guard before everything else.
 
-use super::extract::{Client, Json, Session};
+use super::extract::{Client, Json, Local, Login, Session};
 use super::problem::Failure;
 use super::{ADMIN_TOKEN_LIFETIME, Api};
 use crate::os_rng;
@@ -92,7 +92,8 @@ async fn deny(store: &Store, why: &str) -> Result<(), Failure> {
     responses((status = 204, description = "Logged out"))
 )]
 pub(super) async fn logout(State(api): State<Arc<Api>>, session: Session) -> Result<StatusCode, Failure> {
-    session.store.revoke_token(&session.claims.jti, "logout").await?;
+    let store = session.store.clone();
+    store.revoke_token(&session.login()?.claims.jti, "logout").await?;
     api.live.follow().await;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -102,16 +103,22 @@ pub(super) async fn logout(State(api): State<Arc<Api>>, session: Session) -> Res
     get, path = "/api/v1/auth/me", tag = "auth", operation_id = "me",
     responses((status = 200, description = "The administrator and his token", body = rest::Me))
 )]
-pub(super) async fn me(session: Session) -> axum::Json<rest::Me> {
-    axum::Json(rest::Me {
-        admin: rows::admin(session.admin),
-        jti: session.claims.jti,
-        expires_at: Timestamp::from_unix_ms(session.claims.exp.saturating_mul(1000)),
-    })
+pub(super) async fn me(session: Session) -> Result<axum::Json<rest::Me>, Failure> {
+    let Login { admin, claims } = session.login()?;
+    Ok(axum::Json(rest::Me {
+        admin: rows::admin(admin),
+        jti: claims.jti,
+        expires_at: Timestamp::from_unix_ms(claims.exp.saturating_mul(1000)),
+    }))
 }
 
-/// Lets a request through whose admin_token is good, and nothing else.
+/// Lets a request through whose admin_token is good, or whose user the local socket has let in, and nothing else.
 pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Result<Response, Failure> {
+    if let Some(Local(user)) = request.extensions().get() {
+        let store = api.store.acting_as(Actor::cli(Some(user.clone())));
+        request.extensions_mut().insert(Session { store, login: None });
+        return Ok(next.run(request).await);
+    }
     let address = request.extensions().get::<Client>().and_then(|client| client.0);
     let token = bearer(request.headers())?;
     let claims = api.issuer.verify_admin(token, crate::now().unix_ms / 1000)?;
@@ -122,7 +129,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
         }
     };
     let actor = Actor { kind: "admin".into(), id: Some(admin.username.clone()), ip_address: address };
-    let session = Session { store: api.store.acting_as(actor), admin, claims };
+    let session = Session { store: api.store.acting_as(actor), login: Some(Login { admin, claims }) };
     request.extensions_mut().insert(session);
     Ok(next.run(request).await)
 }

@@ -137,13 +137,31 @@ impl FromRequestParts<Arc<Api>> for Client {
     }
 }
 
-/// An administrator whose token has been verified; put there by the middleware that guards everything but the login.
+/// A user of this host who may do anything, by name; put there by the local socket.
+#[derive(Clone, Debug)]
+pub(crate) struct Local(pub(crate) String);
+
+/// Who asks, and may; put there by the middleware that guards everything but the login.
 #[derive(Clone)]
 pub(super) struct Session {
     /// The database, written on his behalf.
     pub(super) store: Store,
+    /// `None`: a user of this host, at the local socket.
+    pub(super) login: Option<Login>,
+}
+
+/// An administrator whose token has been verified.
+#[derive(Clone)]
+pub(super) struct Login {
     pub(super) admin: AdminRecord,
     pub(super) claims: AdminClaims,
+}
+
+impl Session {
+    /// For what makes no sense without a login.
+    pub(super) fn login(self) -> Result<Login, Failure> {
+        self.login.ok_or_else(|| Failure::not_found("nobody is logged in: at the local socket the user counts"))
+    }
 }
 
 impl FromRequestParts<Arc<Api>> for Session {

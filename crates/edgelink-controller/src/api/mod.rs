@@ -19,7 +19,7 @@ mod stats;
 mod throttle;
 mod tokens;
 
-pub(crate) use extract::Client;
+pub(crate) use extract::{Client, Local};
 pub(crate) use settings::Sources;
 
 use crate::live::Live;
@@ -97,10 +97,25 @@ impl Service {
 
     /// Answers one request that came from `client`.
     pub(crate) async fn handle(self, mut request: Request<Body>, client: Option<IpAddr>) -> Response {
+        request.extensions_mut().insert(Client(client));
+        self.answer(request).await
+    }
+
+    /// Answers one request from this host's `user`; `None`: one who may not ask.
+    pub(crate) async fn handle_local(self, mut request: Request<Body>, user: Option<Local>) -> Response {
+        let Some(user) = user else {
+            let detail = "only root and the user that the controller runs as may use its socket; \
+                          log in over HTTPS instead (edgelink-ctl --url)";
+            return Failure::forbidden(detail).into_response();
+        };
+        request.extensions_mut().insert(user);
+        self.answer(request).await
+    }
+
+    async fn answer(self, mut request: Request<Body>) -> Response {
         if let Some(uri) = canonical(request.uri()) {
             *request.uri_mut() = uri;
         }
-        request.extensions_mut().insert(Client(client));
         let answer = tokio::time::timeout(REQUEST_TIMEOUT, self.router.oneshot(request)).await;
         let mut response = match answer {
             Ok(Ok(response)) => response,

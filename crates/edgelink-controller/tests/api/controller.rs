@@ -104,6 +104,13 @@ impl Controller {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
+    /// Ends it as an operator does, and waits.
+    pub(crate) fn end(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+
     /// How `edgelink-ctl` is told of the database.
     pub(crate) fn database_arguments(&self) -> [String; 2] {
         let (flag, file) = if self.mariadb.is_some() { ("--config", "controller.json") } else { ("--db", "mesh.db") };

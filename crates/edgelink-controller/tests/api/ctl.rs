@@ -215,3 +215,75 @@ fn the_first_administrator_and_generated_files(db: Db) {
     let page = std::fs::read_to_string(place.home.path().join("pages/edgelink-ctl-network-create.1")).unwrap();
     assert!(page.contains("Make a network"), "{page}");
 }
+
+#[test]
+fn at_the_socket_the_user_counts() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::CommandExt as _;
+    let mut controller = Controller::start(Db::Sqlite);
+    let path = controller.dir.path().join("controller.sock");
+    let socket = path.to_str().unwrap().to_owned();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let place = Place { controller: &controller, home: tempfile::tempdir().unwrap() };
+    let local = |command: &str| place.answer(&["--socket", &socket], command);
+
+    let network = local("network create --name lab --subnet 10.9.0.0/24");
+    assert_eq!(network, place.database("network show lab"));
+    controller.knock(1);
+    assert_eq!(local("node authorize host1")["authorized"], true);
+    for command in ["network list", "node list", "node show host1", "admin list", "config show", "audit", "status"] {
+        assert_eq!(local(command), place.database(command), "{command}");
+    }
+    assert_eq!(local("latency")["paths"], serde_json::json!([]), "only a running controller knows");
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name;
+    let line = &place.database("audit --action network.create --limit 1")[0];
+    assert_eq!((&line["actor_type"], &line["actor_id"]), (&"cli".into(), &user.into()), "{line}");
+
+    // A password is changed without knowing another.
+    let new = [("EDGELINK_PASSWORD", "another horse")];
+    let changed = place.run(&["--socket", &socket, "admin", "passwd", "alice"], &new);
+    assert!(changed.status.success(), "{}", String::from_utf8_lossy(&changed.stderr));
+    assert_eq!(controller.login("alice", "another horse").status, 200);
+
+    // The configuration says where the socket is; what is in the environment for all commands is outranked.
+    let state = controller.dir.path().to_str().unwrap();
+    let env = [("EDGELINK_STATE_DIR", state), ("EDGELINK_URL", "https://elsewhere.invalid")];
+    let found = place.run(&["network", "list", "--json", "--socket"], &env);
+    assert_eq!(serde_json::from_slice::<Value>(&found.stdout).unwrap(), place.database("network list"));
+
+    place.fails(&["--socket", "/absent/s", "network", "list"], &[], 3, "is the controller running");
+    place.fails(&["--socket", &socket, "--db", "x", "network", "list"], &[], 2, "either --socket or --db");
+    place.fails(&["--socket", &socket, "--url", "https://c", "network", "list"], &[], 2, "either --socket or --url");
+    place.fails(&["--socket", &socket, "login"], &[], 2, "your user counts");
+    place.fails(&["--socket", &socket, "logout"], &[], 2, "your user counts");
+    place.fails(&["--socket", &socket, "db", "check"], &[], 2, "on the database only");
+    place.fails(&["--socket", &socket, "node", "show", "nobody"], &[], 1, "there is no node nobody");
+
+    // Whom even the file's mode would let in; an administrator's token makes no difference. Only root can ask as
+    // somebody else; for others a test beside the code has the decision.
+    if nix::unistd::geteuid().is_root() {
+        let mode = |path: &std::path::Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        mode(controller.dir.path(), 0o755);
+        mode(&path, 0o666);
+        let ask = "import socket, sys\n\
+                   s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n\
+                   s.sendall(b'GET /api/v1/networks HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n'\n\
+                   b'Authorization: Bearer ' + sys.argv[2].encode() + b'\\r\\n\\r\\n')\n\
+                   print(s.makefile().read())";
+        let mut stranger = Command::new("/usr/bin/python3");
+        let login = controller.login("alice", "another horse").json();
+        stranger.args(["-c", ask, &socket, login["token"].as_str().unwrap()]).current_dir("/");
+        let answer = stranger.uid(65_534).gid(65_534).output().unwrap();
+        let said = String::from_utf8_lossy(&answer.stdout);
+        assert!(said.starts_with("HTTP/1.1 403"), "{said} {}", String::from_utf8_lossy(&answer.stderr));
+        assert!(said.contains("only root and the user that the controller runs as"), "{said}");
+        assert!(controller.log().contains("refused at the local socket"));
+        mode(&path, 0o600);
+    }
+
+    drop(place);
+    controller.end();
+    assert!(!path.exists());
+}

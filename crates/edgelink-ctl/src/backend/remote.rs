@@ -5,21 +5,32 @@ use crate::error::CtlError;
 use bytes::Bytes;
 use edgelink_api::rest::Problem;
 use edgelink_api::{Secret, rest};
-use edgelink_net::ws::{Dial, DialError, ask};
+use edgelink_net::conn::Conn;
+use edgelink_net::ws::{Dial, DialError, ask, ask_over};
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use tokio::net::UnixStream;
 
 /// Longest answer that is read, in bytes; a page has at most 1000 entries.
 const MAX_ANSWER: usize = 8 << 20;
 
 /// A controller, and the token that opens it.
 pub(crate) struct Remote {
-    dial: Dial,
+    way: Way,
     token: Option<Secret>,
+}
+
+/// How to reach it.
+enum Way {
+    Network(Box<Dial>),
+    /// Its Unix socket, where the user counts and no token.
+    Socket(PathBuf),
 }
 
 /// Why a controller gave no answer, or which.
@@ -28,6 +39,14 @@ pub(crate) enum RemoteError {
     /// It was not reached.
     #[error(transparent)]
     Dial(#[from] DialError),
+    /// Nor its socket.
+    #[error("cannot connect to {}: {source}{}", path.display(), advice(source))]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// From the operating system.
+        source: io::Error,
+    },
     /// It refused. The text is its own.
     #[error("{}", .0.detail)]
     Problem(Problem),
@@ -39,9 +58,24 @@ pub(crate) enum RemoteError {
     Request(String),
 }
 
+/// What to do when a socket does not answer.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            "; is the controller running, and is this its socket? It says at its start where that is"
+        }
+        io::ErrorKind::PermissionDenied => "; it is for root and the user that the controller runs as: try sudo",
+        _ => "",
+    }
+}
+
 impl Remote {
     pub(crate) fn new(dial: Dial, token: Option<Secret>) -> Self {
-        Self { dial, token }
+        Self { way: Way::Network(Box::new(dial)), token }
+    }
+
+    pub(crate) fn local(socket: PathBuf) -> Self {
+        Self { way: Way::Socket(socket), token: None }
     }
 
     /// Logs in.
@@ -107,7 +141,15 @@ impl Remote {
         };
         let request = request.body(Full::new(Bytes::from(bytes)));
         let request = request.map_err(|error| RemoteError::Request(error.to_string()))?;
-        let answer = ask(&self.dial, request, MAX_ANSWER).await.map_err(RemoteError::from)?;
+        let answer = match &self.way {
+            Way::Network(dial) => ask(dial, request, MAX_ANSWER).await.map_err(RemoteError::from)?,
+            Way::Socket(path) => {
+                let stream = UnixStream::connect(path).await;
+                let stream = stream.map_err(|source| RemoteError::Socket { path: path.clone(), source })?;
+                let target = path.display().to_string();
+                ask_over(Conn::other(stream), &target, request, MAX_ANSWER).await.map_err(RemoteError::from)?
+            }
+        };
         let (head, body) = answer.into_parts();
         if head.status.is_success() {
             return Ok((head.headers, body));
@@ -122,7 +164,11 @@ impl Remote {
 
 impl Backend for Remote {
     fn place(&self) -> (&'static str, String) {
-        ("controller", self.dial.url.clone())
+        let place = match &self.way {
+            Way::Network(dial) => dial.url.clone(),
+            Way::Socket(path) => path.display().to_string(),
+        };
+        ("controller", place)
     }
 
     async fn networks(&self) -> Answer<Vec<rest::Network>> {
@@ -266,7 +312,7 @@ impl Backend for Remote {
     }
 
     fn asks_for_password(&self) -> bool {
-        true
+        matches!(self.way, Way::Network(_))
     }
 
     async fn audit(&self, listing: AuditListing) -> Answer<Vec<rest::AuditEntry>> {

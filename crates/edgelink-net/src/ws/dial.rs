@@ -33,6 +33,11 @@ use super::{
 };
 use crate::{conn::Conn, proxy::Proxy, socket::Socket, tcp};
 
+/// See [`Dial::connect_timeout`].
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A step, for errors.
+const WAITING: &str = "waiting for the answer";
+
 /// Whether an address that a name resolved to may be connected to.
 pub type AddressFilter = Arc<dyn Fn(IpAddr) -> bool + Send + Sync>;
 
@@ -104,7 +109,7 @@ impl Dial {
             proxy: None,
             subprotocol: SUBPROTOCOL.into(),
             max_message: MAX_MESSAGE,
-            connect_timeout: Duration::from_secs(10),
+            connect_timeout: CONNECT_TIMEOUT,
             allow_plain: false,
             address_filter: None,
             standbys: Standbys::default(),
@@ -165,18 +170,47 @@ pub async fn ask(
     }
     let exchange = async |step: &Cell<&'static str>| {
         let (conn, _) = connect(dial, &target, step).await?;
-        step.set("waiting for the answer");
-        let http_error = |source| DialError::Exchange { target: target.to_string(), source };
-        let (mut sender, connection) = http1::handshake(TokioIo::new(conn)).await.map_err(http_error)?;
-        let answer = async {
-            let (head, body) = sender.send_request(request).await.map_err(http_error)?.into_parts();
-            let body = Limited::new(body, max_answer).collect().await;
-            let body = body.map_err(|_| DialError::BadAnswer { target: target.to_string() })?;
-            Ok(Response::from_parts(head, body.to_bytes()))
-        };
-        alongside(answer, connection).await
+        step.set(WAITING);
+        exchange_over(conn, &target.to_string(), request, max_answer).await
     };
     within(dial, &target, exchange).await
+}
+
+/// Asks one HTTP question over a connection that is there already, such as one to a Unix socket, which errors call `target`.
+///
+/// # Errors
+/// [`DialError`]; an answer of any status is an answer. It must have come within 10 s.
+pub async fn ask_over(
+    conn: Conn,
+    target: &str,
+    mut request: Request<Full<Bytes>>,
+    max_answer: usize,
+) -> Result<Response<Bytes>, DialError> {
+    let headers = request.headers_mut();
+    headers.insert(HOST, HeaderValue::from_static("localhost"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(super::USER_AGENT));
+    let exchange = exchange_over(conn, target, request, max_answer);
+    match tokio::time::timeout(CONNECT_TIMEOUT, exchange).await {
+        Ok(result) => result,
+        Err(_) => Err(DialError::Timeout { target: target.to_owned(), step: WAITING, after: CONNECT_TIMEOUT }),
+    }
+}
+
+async fn exchange_over(
+    conn: Conn,
+    target: &str,
+    request: Request<Full<Bytes>>,
+    max_answer: usize,
+) -> Result<Response<Bytes>, DialError> {
+    let http_error = |source| DialError::Exchange { target: target.to_owned(), source };
+    let (mut sender, connection) = http1::handshake(TokioIo::new(conn)).await.map_err(http_error)?;
+    let answer = async {
+        let (head, body) = sender.send_request(request).await.map_err(http_error)?.into_parts();
+        let body = Limited::new(body, max_answer).collect().await;
+        let body = body.map_err(|_| DialError::BadAnswer { target: target.to_owned() })?;
+        Ok(Response::from_parts(head, body.to_bytes()))
+    };
+    alongside(answer, connection).await
 }
 
 /// Runs `work`, which says at which step it is, within the limit.

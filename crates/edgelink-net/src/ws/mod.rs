@@ -20,7 +20,7 @@ use futures_util::{Sink, Stream};
 use tokio::io::AsyncReadExt;
 use tokio_websockets::{ClientBuilder, CloseCode, Config, Error, Limits, Message, ServerBuilder, WebSocketStream};
 
-pub use dial::{AddressFilter, Dial, Standbys, ask, dial};
+pub use dial::{AddressFilter, Dial, Standbys, ask, ask_over, dial};
 pub use dial_error::DialError;
 pub use origins::{ACTIVE, Origins, STAGGER};
 pub use split::{Receiver, Sender};
