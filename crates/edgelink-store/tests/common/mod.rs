@@ -5,6 +5,9 @@ use edgelink_model::records::{EnrollRequest, HostInfo};
 use edgelink_model::{NetworkId, UnixMillis};
 use edgelink_store::{MariaDbUrl, NewAuthKey, NewNetwork, Store};
 use edgelink_test_mariadb::Database;
+use std::future::Future;
+use std::pin::pin;
+use std::task::Poll;
 use tempfile::TempDir;
 
 /// Makes two tests of an `async fn(Db)`: on SQLite and on MariaDB.
@@ -107,4 +110,18 @@ pub(crate) fn one_shot(key: &str) -> NewAuthKey {
 pub(crate) async fn network(store: &Store, name: &str, subnet: &str) -> NetworkId {
     let new = NewNetwork { name: name.into(), subnet: subnet.parse().unwrap(), description: String::new() };
     store.create_network(new).await.unwrap().id
+}
+
+/// Polls `future` at most `polls` times; a pending future is dropped, as a killed task's is.
+pub(crate) async fn poll_at_most<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = polls;
+    std::future::poll_fn(move |cx| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(cx).map(Some)
+    })
+    .await
 }
