@@ -3,6 +3,7 @@
 use crate::error::ConfigError;
 use crate::schema::section;
 use crate::secrets;
+use crate::settings::{self, Changed, Takes};
 use crate::stun::{self, Stun};
 use crate::values::{Algorithm, Hours, HttpPath, Pin, WsUrl};
 use crate::{Config, Env, Program, Tls};
@@ -112,7 +113,36 @@ section! {
     }
 }
 
+/// Keys whose new value is in force while the server runs; the others need a restart.
+const RUN_TIME: &[&str] = &["relay.tls.cert", "relay.tls.key", "relay.trusted_proxies"];
+
 impl ServerConfig {
+    /// Takes over of `new` what can change while the server runs.
+    pub fn take_run_time(&mut self, new: &Self) {
+        if let (Tls::Files(_), Tls::Files(_)) = (&self.relay.tls, &new.relay.tls) {
+            self.relay.tls = new.relay.tls.clone();
+        }
+        self.relay.trusted_proxies = new.relay.trusted_proxies.clone();
+    }
+
+    /// What differs in `new`, key by key.
+    pub fn changes(&self, new: &Self) -> Vec<Changed> {
+        let mut changed = settings::differences(&settings::flat(self), &settings::flat(new), RUN_TIME);
+        // Secrets look alike.
+        let secret = |config: &Self| config.jwt.as_ref().and_then(|jwt| jwt.secret.clone());
+        for (key, differs) in [
+            ("controller.token", self.controller.token != new.controller.token),
+            ("jwt.secret", secret(self) != secret(new)),
+        ] {
+            if differs && changed.iter().all(|change| change.key != key && change.key != "jwt") {
+                let hidden = "\"…\"".to_owned();
+                changed.push(Changed { key: key.to_owned(), from: hidden.clone(), to: hidden, takes: Takes::Restart });
+            }
+        }
+        settings::tell_of_tls(&mut changed, "relay.tls", &self.relay.tls, &new.relay.tls);
+        changed
+    }
+
     /// `state_dir`, or the default one.
     pub fn state_dir(&self, env: &Env, root: bool) -> PathBuf {
         self.state_dir.clone().unwrap_or_else(|| crate::default_server_state_dir(env, root))

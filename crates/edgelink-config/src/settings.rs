@@ -6,8 +6,8 @@ use crate::controller::{ControllerConfig, RUN_TIME};
 use crate::env;
 use crate::error::{ConfigError, Origin};
 use crate::nearest;
-use crate::schema::{Context, Field as _, Key, Kind, Section as _, Source};
-use crate::{Config as _, Env, Program, document};
+use crate::schema::{Context, Field as _, Key, Kind, Section, Source};
+use crate::{Config as _, Env, Program, Tls, document};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -144,17 +144,7 @@ impl fmt::Display for Changed {
 impl ControllerConfig {
     /// What differs in `new`, key by key.
     pub fn changes(&self, new: &Self) -> Vec<Changed> {
-        let (before, after) = (self.flat(), new.flat());
-        let mut keys: Vec<&String> = before.keys().chain(after.keys()).collect();
-        keys.sort();
-        keys.dedup();
-        let text = |values: &BTreeMap<String, Value>, key| values.get(key).unwrap_or(&Value::Null).to_string();
-        let mut changed: Vec<Changed> = keys
-            .into_iter()
-            .map(|key| (key, text(&before, key), text(&after, key)))
-            .filter(|(_, from, to)| from != to)
-            .map(|(key, from, to)| Changed { key: key.clone(), from, to, takes: takes(key) })
-            .collect();
+        let mut changed = differences(&self.flat(), &new.flat(), RUN_TIME);
         // Secrets look alike.
         if changed.iter().all(|change| !change.key.starts_with("jwt")) && self.jwt != new.jwt {
             let (key, hidden) = ("jwt.secret".to_owned(), "\"…\"".to_owned());
@@ -164,37 +154,65 @@ impl ControllerConfig {
             let (key, hidden) = ("database.url".to_owned(), "\"…\"".to_owned());
             changed.push(Changed { key, from: hidden.clone(), to: hidden, takes: Takes::Restart });
         }
-        // From and to a certificate of its own the way changes, not the files alone.
-        let files = |config: &Self| matches!(config.tls, crate::Tls::Files(_));
-        if self.tls != new.tls && !(files(self) && files(new)) {
-            changed.retain(|change| !change.key.starts_with("tls"));
-            let shown = |config: &Self| match config.tls {
-                crate::Tls::OwnCertificate => "its own certificate".to_owned(),
-                crate::Tls::Plain => "null".to_owned(),
-                crate::Tls::Files(_) => "files".to_owned(),
-            };
-            let (from, to) = (shown(self), shown(new));
-            changed.push(Changed { key: "tls".to_owned(), from, to, takes: Takes::Restart });
-        }
+        tell_of_tls(&mut changed, "tls", &self.tls, &new.tls);
         changed
     }
 
     /// Every key with its value as a file would have it, by full path; secrets are hidden.
     pub fn flat(&self) -> BTreeMap<String, Value> {
-        fn walk(schema: &[Key], value: &Value, outer: &str, out: &mut BTreeMap<String, Value>) {
-            for key in schema {
-                let path = crate::schema::join(outer, key.name);
-                let value = value.get(key.name).unwrap_or(&Value::Null);
-                match key.kind {
-                    Kind::Section(keys) if !value.is_null() => walk(keys, value, &path, out),
-                    _ => _ = out.insert(path, value.clone()),
-                }
+        flat(self)
+    }
+}
+
+/// Every key of a configuration; see [`ControllerConfig::flat`].
+pub(crate) fn flat<T: Section>(config: &T) -> BTreeMap<String, Value> {
+    fn walk(schema: &[Key], value: &Value, outer: &str, out: &mut BTreeMap<String, Value>) {
+        for key in schema {
+            let path = crate::schema::join(outer, key.name);
+            let value = value.get(key.name).unwrap_or(&Value::Null);
+            match key.kind {
+                Kind::Section(keys) if !value.is_null() => walk(keys, value, &path, out),
+                _ => _ = out.insert(path, value.clone()),
             }
         }
-        let mut out = BTreeMap::new();
-        walk(Self::KEYS, &self.to_json(), "", &mut out);
-        out
     }
+    let mut out = BTreeMap::new();
+    walk(T::KEYS, &config.to_json(), "", &mut out);
+    out
+}
+
+/// What differs; `run_time` names what is in force at once.
+pub(crate) fn differences(
+    before: &BTreeMap<String, Value>,
+    after: &BTreeMap<String, Value>,
+    run_time: &[&str],
+) -> Vec<Changed> {
+    let mut keys: Vec<&String> = before.keys().chain(after.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    let text = |values: &BTreeMap<String, Value>, key| values.get(key).unwrap_or(&Value::Null).to_string();
+    let takes = |key: &str| if run_time.contains(&key) { Takes::Now } else { Takes::Restart };
+    keys.into_iter()
+        .map(|key| (key, text(before, key), text(after, key)))
+        .filter(|(_, from, to)| from != to)
+        .map(|(key, from, to)| Changed { key: key.clone(), from, to, takes: takes(key) })
+        .collect()
+}
+
+/// From and to a certificate of its own the way changes, not the files alone.
+pub(crate) fn tell_of_tls(changed: &mut Vec<Changed>, key: &str, before: &Tls, after: &Tls) {
+    let files = |tls: &Tls| matches!(tls, Tls::Files(_));
+    if before == after || (files(before) && files(after)) {
+        return;
+    }
+    changed.retain(|change| change.key != key && !change.key.starts_with(&format!("{key}.")));
+    let shown = |tls: &Tls| match tls {
+        Tls::OwnCertificate => "its own certificate".to_owned(),
+        Tls::Plain => "null".to_owned(),
+        Tls::Files(_) => "files".to_owned(),
+    };
+    let (from, to) = (shown(before), shown(after));
+    changed.push(Changed { key: key.to_owned(), from, to, takes: Takes::Restart });
 }
 
 /// The full path and when it is in force.

@@ -5,19 +5,15 @@ use crate::http::Front;
 use crate::hub::Hub;
 use crate::{LogHandle, RunArgs, setup};
 use anyhow::{Context as _, Result};
-use edgelink_config::{ControllerConfig, Env, Takes, Tls, hidden_by_environment, load_controller};
+use edgelink_config::{ControllerConfig, Env, Tls, hidden_by_environment, load_controller};
+use edgelink_server::reload::{Files, tell};
 use edgelink_store::Store;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
-
-/// Files are looked at this often: a change is noticed within twice that. Editors and certificate tools replace files by
-/// renaming others over them, which a look at the name sees and a watch of the file does not.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reads the configuration as the controller would at its start.
 pub(crate) async fn read(args: &RunArgs, env: &Env, store: &Store) -> Result<ControllerConfig> {
@@ -55,28 +51,16 @@ impl Reloader {
     /// Reloads whenever there is a reason, for ever.
     pub(crate) async fn run(self) -> Result<()> {
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut look = tokio::time::interval(LOOK_INTERVAL);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut known = self.signatures();
-        // A file that is being written has another length at the next look.
-        let mut pending: Option<Signatures> = None;
+        let mut files = Files::new(self.files());
         loop {
-            tokio::select! {
-                _ = hangup.recv() => self.reload("SIGHUP").await,
-                () = self.hub.settings_changed() => self.reload("a setting changed").await,
-                _ = look.tick() => {
-                    let seen = self.signatures();
-                    if seen == known {
-                        pending = None;
-                    } else if pending.replace(seen.clone()).as_ref() == Some(&seen) {
-                        self.reload("a file changed").await;
-                        pending = None;
-                        known = self.signatures();
-                    }
-                    continue;
-                }
-            }
-            (known, pending) = (self.signatures(), None);
+            let why = tokio::select! {
+                _ = hangup.recv() => "SIGHUP",
+                () = self.hub.settings_changed() => "a setting changed",
+                () = files.changed() => "a file changed",
+            };
+            files.about_to_read();
+            self.reload(why).await;
+            files.set(self.files());
         }
     }
 
@@ -110,34 +94,16 @@ impl Reloader {
         self.hub.reconfigure(setup::control_config(&next, self.hosts.clone()));
         *self.running.borrow_mut() = next;
 
-        let named =
-            |takes| changes.iter().filter(move |c| c.takes == takes).map(ToString::to_string).collect::<Vec<_>>();
-        let (now, later) = (named(Takes::Now), named(Takes::Restart));
-        match now.as_slice() {
-            [] => tracing::info!("{why}: configuration and certificate read again; nothing changed at run time"),
-            now => tracing::info!("{why}: configuration changed: {}", now.join(", ")),
-        }
-        if !later.is_empty() {
-            tracing::warn!("in force only after a restart: {}", later.join(", "));
-        }
+        tell(why, &changes);
         Ok(())
     }
 
-    /// The files that a change is looked for in, as they are now.
-    fn signatures(&self) -> Signatures {
+    /// The files that a change is looked for in.
+    fn files(&self) -> Vec<PathBuf> {
         let mut files: Vec<PathBuf> = self.args.config.iter().cloned().collect();
         if let Tls::Files(tls) = &self.running.borrow().tls {
             files.extend([tls.cert.clone(), tls.key.clone()]);
         }
-        files.into_iter().map(|file| (file.clone(), signature(&file))).collect()
+        files
     }
-}
-
-type Signatures = BTreeMap<PathBuf, Option<(SystemTime, u64, u64)>>;
-
-/// When it was changed, its length, and which file it is; `None` when it is not there.
-fn signature(file: &Path) -> Option<(SystemTime, u64, u64)> {
-    use std::os::unix::fs::MetadataExt as _;
-    let meta = std::fs::metadata(file).ok()?;
-    Some((meta.modified().ok()?, meta.len(), meta.ino()))
 }

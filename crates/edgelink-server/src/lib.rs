@@ -11,6 +11,7 @@ pub mod certificate;
 pub mod dialler;
 pub mod front;
 pub mod relay_shell;
+pub mod reload;
 pub mod socket;
 mod state;
 pub mod stun;
@@ -21,7 +22,7 @@ use clap::{Parser, Subcommand};
 use dialler::{MeshDialler, ToController};
 use edgelink_auth::MachineKey;
 use edgelink_auth::token::{RelayVerifier, ServerClaims};
-use edgelink_config::{Config as _, Env, ServerConfig, Tls};
+use edgelink_config::{Config as _, Env, ServerConfig, Tls, TlsFiles};
 use edgelink_model::Now;
 use edgelink_net::server::{self, Peer};
 use edgelink_net::tcp::Listener;
@@ -35,6 +36,8 @@ use hyper::body::Incoming;
 use ipnet::IpNet;
 use rand_core::UnwrapErr;
 use relay_shell::RelayShell;
+use reload::Reloader;
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io::{IsTerminal as _, Write as _};
@@ -93,7 +96,7 @@ pub fn main() -> ExitCode {
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
-    match run(cli.config.as_deref()) {
+    match run(cli.config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("edgelink-server: {error:#}");
@@ -102,20 +105,21 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(config: Option<&Path>) -> Result<()> {
+fn run(file: Option<PathBuf>) -> Result<()> {
     let env = Env::new(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v))));
-    let config: ServerConfig = edgelink_config::load(config, &env)?;
+    let config: ServerConfig = edgelink_config::load(file.as_deref(), &env)?;
     for warning in config.validate()? {
         tracing::warn!("{warning}");
     }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    LocalSet::new().block_on(&runtime, serve(config, env))
+    LocalSet::new().block_on(&runtime, serve(config, file, env))
 }
 
-async fn serve(config: ServerConfig, env: Env) -> Result<()> {
+async fn serve(config: ServerConfig, file: Option<PathBuf>, env: Env) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let hangup = signal(SignalKind::hangup())?;
     // Before anything is made on disk: a port in use is the commonest mistake.
     let listener = config.relay.enabled.then(|| Listener::bind(config.relay.listen)).transpose()?;
     let stun = stun(&config).await?;
@@ -162,6 +166,19 @@ async fn serve(config: ServerConfig, env: Env) -> Result<()> {
             _ = interrupt.recv() => {}
         }
     };
+    let certificate = Rc::new(RefCell::new(match config.relay.enabled {
+        true => server_tls(&config, &state.dir)?,
+        false => None,
+    }));
+    let trusted_proxies = Rc::new(RefCell::new(config.relay.trusted_proxies.clone()));
+    let reloader = Reloader {
+        file,
+        env,
+        running: config.clone(),
+        certificate: Rc::clone(&certificate),
+        trusted_proxies: Rc::clone(&trusted_proxies),
+    };
+    tokio::task::spawn_local(reloader.run(hangup));
     // Whoever started us may have closed the pipe; serving matters more.
     let ready = |place: String| {
         let _ = std::io::stdout().write_all(format!("ready server {id} ({name}) on {place}\n").as_bytes());
@@ -169,16 +186,15 @@ async fn serve(config: ServerConfig, env: Env) -> Result<()> {
     };
     match listener {
         Some(listener) => {
-            let tls = server_tls(&config, &state.dir)?;
             let front = Rc::new(Front {
                 relay: Rc::clone(&shell),
                 stun,
                 data_path: config.relay.ws_data.as_str().to_owned(),
                 mesh_path: config.relay.ws_mesh.as_str().to_owned(),
-                trusted_proxies: config.relay.trusted_proxies.clone(),
+                trusted_proxies,
             });
             ready(listener.local_addr().to_string());
-            relay_until(shutdown, listener, tls, front).await;
+            relay_until(shutdown, listener, certificate, front).await;
         }
         None => {
             ready(format!("UDP {}", config.stun.listen));
@@ -197,12 +213,12 @@ async fn serve(config: ServerConfig, env: Env) -> Result<()> {
 async fn relay_until(
     shutdown: impl Future<Output = ()>,
     listener: Listener,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    certificate: Rc<RefCell<Option<Arc<rustls::ServerConfig>>>>,
     front: Rc<Front>,
 ) {
     server::serve(
         listener,
-        || tls.clone(),
+        || certificate.borrow().clone(),
         |peer: Peer| {
             let front = Rc::clone(&front);
             Some(hyper::service::service_fn(move |request| {
@@ -306,10 +322,7 @@ fn octets(ip: IpAddr) -> Vec<u8> {
 fn server_tls(config: &ServerConfig, dir: &Path) -> Result<Option<Arc<rustls::ServerConfig>>> {
     match &config.relay.tls {
         Tls::Plain => Ok(None),
-        Tls::Files(tls_files) => {
-            let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-            Ok(Some(tls::server_config(&read(&tls_files.cert)?, &read(&tls_files.key)?)?))
-        }
+        Tls::Files(files) => Ok(Some(tls_from_files(files)?)),
         Tls::OwnCertificate => {
             let mut names: BTreeSet<String> = BTreeSet::from(["localhost".to_owned()]);
             let urls = [&config.relay.public_url, &config.mesh.public_url];
@@ -324,18 +337,23 @@ fn server_tls(config: &ServerConfig, dir: &Path) -> Result<Option<Arc<rustls::Se
     }
 }
 
+pub(crate) fn tls_from_files(files: &TlsFiles) -> Result<Arc<rustls::ServerConfig>> {
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    Ok(tls::server_config(&read(&files.cert)?, &read(&files.key)?)?)
+}
+
 /// The HTTPS front: WebSocket upgrades, health and metrics.
 struct Front {
     relay: Rc<RelayShell>,
     stun: Option<Rc<StunShell>>,
     data_path: String,
     mesh_path: String,
-    trusted_proxies: Vec<IpNet>,
+    trusted_proxies: Rc<RefCell<Vec<IpNet>>>,
 }
 
 impl Front {
     fn handle(self: &Rc<Self>, mut request: Request<Incoming>, peer: Peer) -> Response<String> {
-        let remote = front::client_address(&self.trusted_proxies, request.headers(), peer.remote.ip());
+        let remote = front::client_address(&self.trusted_proxies.borrow(), request.headers(), peer.remote.ip());
         let relay = Rc::clone(&self.relay);
         match request.uri().path() {
             path if path == self.data_path => {
