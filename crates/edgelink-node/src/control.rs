@@ -1,6 +1,7 @@
 //! `/ws/control` from the node's side: authentication, CONFIG, tokens, PING, reconnect (DESIGN §3, §4).
 
 use crate::backoff::{Backoff, jitter};
+use crate::hearing::Hearing;
 use crate::link::{LinkId, Target};
 use crate::timers::Timer;
 use crate::{Drop, Event, Identity, Node};
@@ -20,8 +21,6 @@ pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(20);
 const RENEW_INTERVAL: Duration = Duration::from_secs(10);
 /// Clocks that differ by less after a while are read at different moments, and not set.
 const CLOCK_STEP_MS: u64 = 5_000;
-/// A connection that has been silent for this long is dead.
-pub(crate) const SILENCE: Duration = Duration::from_secs(45);
 
 /// The control channel.
 #[derive(Default)]
@@ -30,9 +29,7 @@ pub(crate) struct Control {
     phase: Phase,
     backoff: Backoff,
     reassembler: Reassembler,
-    last_received: Option<Instant>,
-    /// It was asked at this time whether it is alive, and has as long to answer.
-    checked: Option<(Instant, Duration)>,
+    hearing: Hearing,
     ping_seq: u32,
     ack_requests: u64,
     pub(crate) rtt: Option<Duration>,
@@ -72,19 +69,6 @@ impl Control {
     pub(crate) fn phase(&self) -> Phase {
         self.phase
     }
-
-    /// Until when it must say something, having been asked.
-    fn answer_by(&self) -> Option<Instant> {
-        let (asked, patience) = self.checked?;
-        self.last_received.is_none_or(|heard| heard < asked).then(|| asked + patience)
-    }
-
-    /// Whether nothing was heard for too long: since it was asked, or at all.
-    fn is_silent(&self, now: Instant) -> bool {
-        let Some(heard) = self.last_received else { return true };
-        let unanswered = self.answer_by().is_some_and(|at| now >= at);
-        unanswered || now.saturating_duration_since(heard) >= SILENCE
-    }
 }
 
 impl Node {
@@ -107,7 +91,7 @@ impl Node {
     pub(crate) fn control_connected(&mut self, link: LinkId, now: Now) {
         self.control.phase = Phase::Hello;
         self.control.reassembler = Reassembler::new();
-        self.control.last_received = Some(now.mono);
+        self.control.hearing.heard(now.mono);
         self.control.ack_requests = 0;
         let host = &self.config.host;
         let request = proto::AuthRequest {
@@ -133,7 +117,7 @@ impl Node {
         }
         self.control.link = None;
         self.control.rtt = None;
-        self.control.checked = None;
+        self.control.hearing.forget_question();
         if self.control.refusal.is_none() {
             self.control.problem = Some(reason.to_owned());
         }
@@ -148,7 +132,7 @@ impl Node {
             self.dial_control();
             return;
         };
-        let silent = self.control.is_silent(now.mono);
+        let silent = self.control.hearing.is_silent(now.mono);
         match self.control.phase {
             Phase::Waiting | Phase::Ready if !silent => self.ping_control(link, now, rng),
             Phase::Waiting | Phase::Ready => self.drop_control(link, "the controller has gone silent", now, rng),
@@ -170,7 +154,7 @@ impl Node {
         if self.control.link != Some(link) {
             return;
         }
-        self.control.last_received = Some(now.mono);
+        self.control.hearing.heard(now.mono);
         for frame in edgelink_wire::frames(message) {
             let frame = match frame {
                 Ok(frame) => frame,
@@ -369,7 +353,7 @@ impl Node {
         let ping = Ping { sent_us: self.micros(now), seq: self.control.ping_seq };
         self.send(link, ping.encode(FrameType::Ping).to_vec());
         let next = now.mono + jitter(PING_INTERVAL, rng);
-        self.timers.set(Timer::Control, self.control.answer_by().map_or(next, |at| at.min(next)));
+        self.timers.set(Timer::Control, self.control.hearing.answer_by().map_or(next, |at| at.min(next)));
     }
 
     /// Asks the controller whether it is there: it must say something within `least` or four round trips.
@@ -378,8 +362,8 @@ impl Node {
             return;
         }
         let Some(link) = self.control.link else { return };
-        let patience = self.control.rtt.map_or(least, |rtt| (rtt * 4).clamp(least, SILENCE));
-        self.control.checked = Some((now.mono, patience));
+        let patience = Hearing::patience(self.control.rtt, least);
+        self.control.hearing.ask(now.mono, patience);
         self.control.ping_seq = self.control.ping_seq.wrapping_add(1);
         let ping = Ping { sent_us: self.micros(now), seq: self.control.ping_seq };
         self.send(link, ping.encode(FrameType::Ping).to_vec());

@@ -20,6 +20,7 @@ mod data;
 mod direct;
 mod drops;
 mod endpoints;
+mod hearing;
 mod latency;
 mod link;
 mod p2p_status;

@@ -1,7 +1,8 @@
 //! `/ws/data` from the node's side: one connection per relay, its authentication and its round trip (DESIGN §3, §6).
 
 use crate::backoff::{Backoff, jitter};
-use crate::control::{PING_INTERVAL, SILENCE, complaint};
+use crate::control::{PING_INTERVAL, complaint};
+use crate::hearing::Hearing;
 use crate::link::{LinkId, Target};
 use crate::timers::Timer;
 use crate::{Drop, Node};
@@ -11,7 +12,7 @@ use edgelink_wire::control::{ControlMessage, Reassembler, proto};
 use edgelink_wire::ping::Ping;
 use edgelink_wire::{Frame, FrameType, WireError};
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const HANDSHAKE: Duration = Duration::from_secs(20);
 /// A relay over which PONGs of peers are missing must say something itself within this time, or four round trips.
@@ -29,12 +30,10 @@ pub(crate) struct Relay {
     phase: Phase,
     backoff: Backoff,
     reassembler: Reassembler,
-    last_received: Option<Instant>,
+    hearing: Hearing,
     ping_seq: u32,
     /// The token that was shown: what the signature is about, even if a newer one has come meanwhile.
     offered: String,
-    /// It was asked at this time whether it is alive, and has as long to answer.
-    checked: Option<(Instant, Duration)>,
     pub(crate) rtt: Option<Duration>,
     /// It has said that it is about to end.
     leaving: bool,
@@ -58,10 +57,9 @@ impl Relay {
             phase: Phase::Down,
             backoff: Backoff::default(),
             reassembler: Reassembler::with_limit(MESSAGE_LIMIT),
-            last_received: None,
+            hearing: Hearing::default(),
             ping_seq: 0,
             offered: String::new(),
-            checked: None,
             rtt: None,
             leaving: false,
             problem: None,
@@ -79,19 +77,6 @@ impl Relay {
     /// Connected, and not about to end.
     pub(crate) fn stays(&self) -> bool {
         self.connected() && !self.leaving
-    }
-
-    /// Until when it must say something, having been asked.
-    fn answer_by(&self) -> Option<Instant> {
-        let (asked, patience) = self.checked?;
-        self.last_received.is_none_or(|heard| heard < asked).then(|| asked + patience)
-    }
-
-    /// Whether nothing was heard for too long: since it was asked, or at all.
-    fn is_silent(&self, now: Instant) -> bool {
-        let Some(heard) = self.last_received else { return true };
-        let unanswered = self.answer_by().is_some_and(|at| now >= at);
-        unanswered || now.saturating_duration_since(heard) >= SILENCE
     }
 
     pub(crate) fn restart_backoff(&mut self) {
@@ -133,7 +118,7 @@ impl Node {
         let Some(relay) = self.relays.get_mut(&id) else { return };
         relay.phase = Phase::Hello;
         relay.reassembler = Reassembler::with_limit(MESSAGE_LIMIT);
-        relay.last_received = Some(now.mono);
+        relay.hearing.heard(now.mono);
         self.timers.set(Timer::Relay(id), now.mono + HANDSHAKE);
         relay.offered = token.clone();
         let request = proto::AuthRequest {
@@ -155,7 +140,7 @@ impl Node {
         relay.phase = Phase::Down;
         relay.rtt = None;
         relay.leaving = false;
-        relay.checked = None;
+        relay.hearing.forget_question();
         relay.problem = Some(reason.to_owned());
         let wait = relay.backoff.next(now.mono, rng);
         tracing::debug!(relay = relay.message.name, reason, ?wait, "relay connection closed");
@@ -167,7 +152,7 @@ impl Node {
     pub(crate) fn relay_timeout(&mut self, id: ServerId, now: Now, rng: &mut impl rand_core::Rng) {
         let has_token = !self.relay_token().is_empty();
         let Some(relay) = self.relays.get_mut(&id) else { return };
-        let silent = relay.is_silent(now.mono);
+        let silent = relay.hearing.is_silent(now.mono);
         match (relay.link, relay.phase) {
             (None, _) if has_token => {
                 let message = &relay.message;
@@ -300,13 +285,12 @@ impl Node {
     pub(crate) fn check_relay_within(&mut self, id: ServerId, least: Duration, now: Now) {
         let sent_us = self.micros(now);
         let Some(relay) = self.relays.get_mut(&id).filter(|relay| relay.connected()) else { return };
-        let (Some(link), Some(heard)) = (relay.link, relay.last_received) else { return };
-        let patience = relay.rtt.map_or(least, |rtt| (rtt * 4).clamp(least, SILENCE));
-        let asked = relay.checked.is_some_and(|(asked, given)| heard < asked && given <= patience);
-        if asked || now.mono == heard {
+        let (Some(link), Some(heard)) = (relay.link, relay.hearing.last()) else { return };
+        let patience = Hearing::patience(relay.rtt, least);
+        if relay.hearing.is_asked(patience) || now.mono == heard {
             return;
         }
-        relay.checked = Some((now.mono, patience));
+        relay.hearing.ask(now.mono, patience);
         relay.ping_seq = relay.ping_seq.wrapping_add(1);
         let ping = Ping { sent_us, seq: relay.ping_seq };
         let at = now.mono + patience;
@@ -319,7 +303,7 @@ impl Node {
         let Some(relay) = self.relays.get_mut(&id) else { return };
         relay.ping_seq = relay.ping_seq.wrapping_add(1);
         let ping = Ping { sent_us, seq: relay.ping_seq };
-        let answer_by = relay.answer_by();
+        let answer_by = relay.hearing.answer_by();
         self.send(link, ping.encode(FrameType::Ping).to_vec());
         let next = now.mono + jitter(PING_INTERVAL, rng);
         self.timers.set(Timer::Relay(id), answer_by.map_or(next, |at| at.min(next)));
@@ -389,7 +373,7 @@ impl Node {
     pub(crate) fn heard_relay(&mut self, id: ServerId, link: LinkId, now: Now) -> bool {
         match self.relays.get_mut(&id) {
             Some(relay) if relay.link == Some(link) => {
-                relay.last_received = Some(now.mono);
+                relay.hearing.heard(now.mono);
                 true
             }
             _ => false,
