@@ -1,41 +1,34 @@
 //! Drives the control core: WebSockets on `/ws/control`, the database, the clock.
 
+mod presence;
+mod writes;
+
 use crate::leader::Role;
 use crate::live::Ask;
 use crate::{figures, now, os_rng};
 use bytes::Bytes;
 use edgelink_control::{ConnId, Control, ControlConfig, Event, Stats, StoreOp};
-use edgelink_model::records::{Change, EnrollError, NodeEndpoints, ServerRecord};
+use edgelink_model::records::{Change, NodeEndpoints, ServerRecord};
 use edgelink_model::{NodeId, ServerId};
 use edgelink_net::server::Entered;
 use edgelink_net::ws::WebSocket;
 use edgelink_server::relay_shell::{RelayShell, UplinkEvent};
 use edgelink_server::socket::{self, Core, Handle, Outbox};
-use edgelink_store::{Changes, NodeTouch, NodeWrite, NodeWritten, Store, StoreError};
+use edgelink_store::{Changes, NodeWrite, Store, StoreError};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, mpsc};
+use writes::Writing;
 
 /// The change log is looked at this often; our own writes are looked at at once (DESIGN §4).
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Presence is written this often, in one transaction.
-const PRESENCE_INTERVAL: Duration = Duration::from_secs(1);
-/// Nodes that stay are written this often: a record that is not refreshed is not believed for long.
-const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
-/// Signs of life of servers that stay are written this often: `server list` believes them for 25 s.
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// Latencies and connections are written this often.
-const MEASUREMENTS_INTERVAL: Duration = Duration::from_secs(30);
 /// A node that reads so slowly that this much waits for it is disconnected; it gets everything when it comes back.
 const OUTBOX_LIMIT: usize = 16 << 20;
 /// Changes kept for controllers and tools that follow the log.
 const KEEP_CHANGES: u64 = 100_000;
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
-
-/// Nodes' writes in one transaction: whoever else wants to write waits for so many.
-const WRITES_AT_ONCE: usize = 128;
 
 /// How long the last of them may take when the controller ends.
 const LAST_WRITES: Duration = Duration::from_secs(3);
@@ -83,12 +76,6 @@ pub(crate) enum Channel {
     Node,
     /// `/ws/server`.
     Server,
-}
-
-/// What a node wants written, and which connection waits for the outcome.
-struct Writing {
-    conn: Option<ConnId>,
-    write: NodeWrite,
 }
 
 #[derive(Default)]
@@ -381,59 +368,6 @@ impl Hub {
         }
     }
 
-    fn write(&self, writing: Writing) {
-        self.writes.borrow_mut().push_back(writing);
-        self.to_write.notify_one();
-    }
-
-    /// Enrolments and keys: while one transaction is written the next gathers, so that a crowd shares commits and a
-    /// single node waits for nobody.
-    async fn run_writes(self: Rc<Self>) {
-        loop {
-            self.writing.set(false);
-            self.written.notify_one();
-            let batch: Vec<Writing> = {
-                let mut writes = self.writes.borrow_mut();
-                let len = writes.len().min(WRITES_AT_ONCE);
-                writes.drain(..len).collect()
-            };
-            if batch.is_empty() {
-                self.to_write.notified().await;
-                continue;
-            }
-            if self.ended.get() || !self.is_active() {
-                // Of connections that are being closed.
-                continue;
-            }
-            self.writing.set(true);
-            let (conns, writes): (Vec<_>, Vec<_>) = batch.into_iter().map(|w| (w.conn, w.write)).unzip();
-            let outcomes = self.writer().write_nodes(&writes).await;
-            // The core must know the changes before it hears of the outcomes.
-            self.follow().await;
-            for ((conn, write), outcome) in conns.into_iter().zip(&writes).zip(outcomes) {
-                let enrolled = match outcome {
-                    NodeWritten::Enrolled(record) => Ok(*record),
-                    NodeWritten::Refused(error) => Err(error),
-                    NodeWritten::KeySet => continue,
-                    NodeWritten::Failed(error) => {
-                        if let NodeWrite::SetKey { node, .. } = write {
-                            // The node announces itself to its peers as well; the next rotation repairs the record.
-                            tracing::warn!(%node, %error, "a node's key was not kept");
-                        }
-                        continue;
-                    }
-                };
-                if matches!(enrolled, Err(EnrollError::Unavailable)) {
-                    tracing::warn!("a node cannot enrol: the database does not answer");
-                }
-                if let Some(conn) = conn {
-                    self.control.borrow_mut().handle_enrolled(conn, enrolled, now(), &mut os_rng());
-                }
-            }
-            self.pump();
-        }
-    }
-
     /// Keeps where a server says it is; what it may do is what the database says now.
     async fn register(&self, said: &ServerRecord) -> Result<(), StoreError> {
         let kept = self.store.find_server(&said.id.to_string()).await?.record;
@@ -533,33 +467,6 @@ impl Hub {
         }
     }
 
-    /// Batches presence: one transaction a second at most, however many nodes come and go.
-    async fn run_presence(self: Rc<Self>) {
-        let mut interval = tokio::time::interval(PRESENCE_INTERVAL);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut refreshed, mut heard) = (Instant::now(), Instant::now());
-        loop {
-            interval.tick().await;
-            if refreshed.elapsed() >= REFRESH_INTERVAL {
-                refreshed = Instant::now();
-                let online: Vec<NodeId> = self.control.borrow().online().collect();
-                let mut presence = self.presence.borrow_mut();
-                online.into_iter().for_each(|node| {
-                    presence.entry(node).or_insert(true);
-                });
-            }
-            if heard.elapsed() >= HEARTBEAT_INTERVAL {
-                heard = Instant::now();
-                let online: Vec<ServerId> = self.control.borrow().servers_online().collect();
-                let mut servers = self.servers.borrow_mut();
-                online.into_iter().for_each(|server| {
-                    servers.entry(server).or_insert(true);
-                });
-            }
-            self.write_presence().await;
-        }
-    }
-
     /// The database is closed next: what nodes wanted written is, unless that takes long; what still looks at it then has
     /// nothing to report.
     pub(crate) async fn end(&self) {
@@ -572,68 +479,6 @@ impl Hub {
             tracing::debug!("some nodes' keys were not written; they announce them again");
         }
         self.ended.set(true);
-    }
-
-    /// Writes what has been gathered; called at the end too.
-    pub(crate) async fn write_presence(&self) {
-        if !self.is_active() {
-            return;
-        }
-        // A server that has gone keeps the moment at which it was heard last.
-        let servers = std::mem::take(&mut *self.servers.borrow_mut());
-        let online: Vec<ServerId> = servers.into_iter().filter(|(_, online)| *online).map(|(id, _)| id).collect();
-        if !online.is_empty()
-            && let Err(error) = self.writer().touch_servers(&online, now().unix_ms).await
-        {
-            tracing::debug!(%error, "signs of life of servers not written; written with the next");
-        }
-        let told: Vec<NodeEndpoints> = std::mem::take(&mut *self.endpoints.borrow_mut()).into_values().collect();
-        if let Err(error) = self.writer().set_endpoints(&told).await {
-            tracing::debug!(%error, "endpoints not written; tried again");
-            let mut endpoints = self.endpoints.borrow_mut();
-            for told in told {
-                endpoints.entry(told.node).or_insert(told);
-            }
-        }
-        let batch = std::mem::take(&mut *self.presence.borrow_mut());
-        if batch.is_empty() {
-            return;
-        }
-        let last_seen = now().unix_ms;
-        let touches: Vec<NodeTouch> =
-            batch.into_iter().map(|(id, online)| NodeTouch { id, online, last_seen }).collect();
-        if let Err(error) = self.writer().touch_nodes(&touches).await {
-            tracing::debug!(%error, "presence not written; tried again");
-            let mut presence = self.presence.borrow_mut();
-            for touch in touches {
-                presence.entry(touch.id).or_insert(touch.online);
-            }
-        }
-    }
-
-    /// Batches what was measured and who is connected where: two transactions in [`MEASUREMENTS_INTERVAL`].
-    async fn run_measurements(self: Rc<Self>) {
-        let mut interval = tokio::time::interval(MEASUREMENTS_INTERVAL);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            interval.tick().await;
-            if !self.is_active() {
-                continue;
-            }
-            let at = now();
-            let latencies = figures::records(&self.control.borrow(), at);
-            let connections: Vec<(NodeId, ServerId)> = {
-                let control = self.control.borrow();
-                control.locations().flat_map(|(node, servers)| servers.into_iter().map(move |s| (node, s))).collect()
-            };
-            let written = async {
-                self.writer().write_latencies(&latencies).await?;
-                self.writer().touch_connections(&connections, at.unix_ms).await
-            };
-            if let Err(error) = written.await {
-                tracing::debug!(%error, "measurements not written; written with the next");
-            }
-        }
     }
 
     async fn run_pruning(self: Rc<Self>) {
