@@ -59,7 +59,15 @@ pub struct Args {
     /// Connections that authenticate at the same time; the controller takes 20 of one address.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=20))]
     pub concurrency: u16,
-    /// Directory with `edgelink-controller` and `edgelink-ctl`. Left out: the one of this program.
+    /// How it is run.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// How a load is run, whatever it is.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunArgs {
+    /// Directory with the product's binaries. Left out: the one of this program.
     #[arg(long, env = "EDGELINK_BIN_DIR", value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
     /// How long a step may take, in seconds.
@@ -108,11 +116,11 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Some(Command::Relay(args)) => {
-            relay::run(&args).map(|report| if args.json { report.json().to_string() } else { report.text() })
+            relay::run(&args).map(|report| if args.run.json { report.json().to_string() } else { report.text() })
         }
         None => {
             let args = cli.controller;
-            run(&args).map(|report| if args.json { report.json().to_string() } else { report.text() })
+            run(&args).map(|report| if args.run.json { report.json().to_string() } else { report.text() })
         }
     };
     match outcome {
@@ -143,8 +151,8 @@ fn on_one_thread<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 
 async fn measure(args: &Args) -> Result<Report> {
     ensure!(args.networks > 0 && args.nodes > 1, "at least one network of two nodes is needed");
-    let limit = Duration::from_secs(args.timeout);
-    let controller = Controller::start(args.bin_dir.as_deref(), "", limit).await?;
+    let limit = Duration::from_secs(args.run.timeout);
+    let controller = Controller::start(args.run.bin_dir.as_deref(), "", limit).await?;
     let mut identities = Vec::new();
     for network in 0..args.networks {
         let key = controller.add_network(network, args.nodes + args.changes).await?;

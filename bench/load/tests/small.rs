@@ -1,29 +1,21 @@
 //! Both measurements at a size that fits into every run of the tests: what is right is checked, not how long it takes.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail")]
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
 
-use edgelink_load::Args;
 use edgelink_load::relay::RelayArgs;
-use std::path::PathBuf;
+use edgelink_load::{Args, RunArgs};
 
-/// Where `cargo build --bins` puts them.
-fn bin_dir() -> PathBuf {
-    match std::env::var_os("EDGELINK_BIN_DIR") {
+/// With the binaries where `cargo build --bins` puts them.
+fn run_args() -> RunArgs {
+    let bin_dir = match std::env::var_os("EDGELINK_BIN_DIR") {
         Some(dir) => dir.into(),
         None => std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned(),
-    }
+    };
+    RunArgs { bin_dir: Some(bin_dir), timeout: 100, json: false }
 }
 
 #[test]
 fn some_hundred_nodes_join_and_learn_of_a_change_and_of_nothing_else() {
-    let args = Args {
-        networks: 3,
-        nodes: 80,
-        changes: 2,
-        concurrency: 16,
-        bin_dir: Some(bin_dir()),
-        timeout: 100,
-        json: false,
-    };
+    let args = Args { networks: 3, nodes: 80, changes: 2, concurrency: 16, run: run_args() };
     // Every node has every other of its network, each with its key, and none of another: else it is an error.
     let report = edgelink_load::run(&args).unwrap();
     assert_eq!(report.nodes, 240);
@@ -41,9 +33,7 @@ fn a_relay_serves_two_hundred_and_twenty_of_them_cost_only_themselves() {
         stall: 2,
         rate: 32,
         concurrency: 16,
-        bin_dir: Some(bin_dir()),
-        timeout: 100,
-        json: false,
+        run: run_args(),
     };
     // Every frame came unchanged to whom it was for, and no connection ended: else it is an error.
     let report = edgelink_load::relay::run(&args).unwrap();

@@ -1,10 +1,5 @@
 //! Real controllers on real databases: take-over, a database that goes away, and being killed in the middle of writes.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a test may fail, and reads the clock"
-)]
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test may fail, and reads the clock")]
 
 use edgelink_test_mariadb::{Database, Server};
 use serde_json::{Value, json};

@@ -9,35 +9,11 @@
 use edgelink_model::records::{EnrollRequest, HostInfo};
 use edgelink_model::{NodeId, UnixMillis};
 use edgelink_store::{MariaDbUrl, NodeTouch, Store};
-use edgelink_test_mariadb::Database;
+use edgelink_test_mariadb::{Database, Db, on_both};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-/// The kind of database.
-#[derive(Clone, Copy)]
-enum Db {
-    Sqlite,
-    MariaDb,
-}
-
-/// Makes two tests of a `fn(Db)`.
-macro_rules! on_both {
-    ($name:ident) => {
-        mod $name {
-            #[test]
-            fn sqlite() {
-                super::$name(super::Db::Sqlite);
-            }
-
-            #[test]
-            fn mariadb() {
-                super::$name(super::Db::MariaDb);
-            }
-        }
-    };
-}
 
 struct Place {
     dir: tempfile::TempDir,

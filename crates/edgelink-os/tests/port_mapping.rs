@@ -1,7 +1,6 @@
 //! Port mappings from routers that answer well, badly, absurdly or not at all. Each router is a fake on a loopback address of
 //! its own; the end-to-end tests ask a real `miniupnpd`.
-#![allow(clippy::disallowed_methods, reason = "tests of the operating system use its clock")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use edgelink_os::port_mapping::{MapError, Mapping, Protocol, Router, map};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -1,5 +1,5 @@
 //! Fair queueing on a virtual clock, against a model that is too simple to be wrong.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use edgelink_queue::{CodelParams, FLOWS, FairParams, FairQueue, Reason};
 use proptest::prelude::*;

@@ -1,5 +1,5 @@
 //! Forwarding, for `scripts/check-instructions`: it counts what happens inside the functions called `measured_…`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may, like tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may, like tests")]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Hot reload of the real binary.
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::panic,
     clippy::disallowed_methods,

@@ -1,5 +1,4 @@
 //! Pairs of nodes behind NATs of all kinds, on bad links (specification §6.1); thousands more by `edgelink-sim pairs`.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use edgelink_sim::pairs::{Outcome, Pair, report};
 

@@ -1,5 +1,5 @@
 //! Several nodes' writes in one transaction: each with its own outcome, as if it had been made alone.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
 mod common;
 

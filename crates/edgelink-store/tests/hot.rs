@@ -1,5 +1,5 @@
 //! Hot state arrives in batches, over what was there, and moves nothing that is followed.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail")]
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! The lease between controllers: one holder at a time, and none of his writes after his time.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 mod common;
 

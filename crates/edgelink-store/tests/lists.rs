@@ -1,5 +1,5 @@
 //! What the REST API asks: administrators, pages and filters, partial updates, latencies, the audit log.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail")]
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
 

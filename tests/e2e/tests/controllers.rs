@@ -1,7 +1,7 @@
 //! Two controllers at two addresses on one MariaDB, nodes and a relay that each were told of one of them: the active controller
 //! is killed, and everybody finds the other.
-#![allow(clippy::disallowed_methods, reason = "the tests work on the real clock")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::disallowed_methods, reason = "the tests work on the real clock")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::{
     net::{IpAddr, Ipv4Addr},

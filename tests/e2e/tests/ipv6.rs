@@ -1,6 +1,6 @@
 //! IPv6 below the tunnel: hosts that have nothing else, hosts that do not have it, and one whose IPv6 leads nowhere.
-#![allow(clippy::disallowed_methods, reason = "the tests work on the real clock")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::disallowed_methods, reason = "the tests work on the real clock")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use edgelink_api::local::{PathKind, Status};
 use edgelink_e2e::{Net, NetOptions, Pinger, SOON, binary};

@@ -1,7 +1,7 @@
 //! Nodes behind NATs of every kind reach each other, or know why not (specification §6.1). The same as a bench, many times:
 //! `cargo run -p edgelink-e2e --bin edgelink-nat-bench`.
-#![allow(clippy::disallowed_methods, reason = "the tests work on the real clock")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::disallowed_methods, reason = "the tests work on the real clock")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use edgelink_api::local::{NatName, PathKind};
 use edgelink_e2e::p2p::{KINDS, Matrix, Sites, is_direct, lab, peer, status, table, time_to_direct};

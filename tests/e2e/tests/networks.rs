@@ -1,6 +1,5 @@
 //! One daemon in several networks: each with an interface, an identity and a state of its own (DESIGN §8).
-#![allow(clippy::disallowed_methods, reason = "the tests work on the real clock")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use edgelink_api::local::{DaemonState, JoinedNetwork, Status};
 use edgelink_e2e::{Net, NetOptions, Node, Pinger, SOON, Site, TUN};

@@ -1,6 +1,5 @@
 //! Port mappings by a real `miniupnpd` on the sites' routers: PCP, NAT-PMP and UPnP-IGD.
-#![allow(clippy::disallowed_methods, reason = "the tests work on the real clock")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use edgelink_api::local::{Netcheck, PathKind};
 use edgelink_e2e::p2p::{Sites, status, time_to_direct};

@@ -1,7 +1,7 @@
 //! A node that moves to another address, another uplink, loses its cable, or sleeps, while it talks with two peers: one
 //! that it reaches directly, and one that only the relay joins it with.
-#![allow(clippy::disallowed_methods, reason = "the tests work on the real clock")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::disallowed_methods, reason = "the tests work on the real clock")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use edgelink_api::local::PathKind;
 use edgelink_e2e::p2p::{Sites, is_direct, lab, peer, time_to_direct};

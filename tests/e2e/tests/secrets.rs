@@ -1,6 +1,5 @@
 //! Whatever is logged, at debug level: no secret of the installation is in it.
-#![allow(clippy::disallowed_methods, reason = "the tests work on the real clock")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::{collections::BTreeMap, fs, path::Path};
 

@@ -1,6 +1,5 @@
 //! The controller's configuration changes while it runs, and networks with one subnet stay apart.
-#![allow(clippy::disallowed_methods, reason = "the tests work on the real clock")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use edgelink_api::local::DaemonState;
 use edgelink_e2e::raw::Door;

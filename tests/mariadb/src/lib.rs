@@ -13,6 +13,33 @@ mod shared;
 pub use database::Database;
 pub use server::Server;
 
+/// Where a program under test keeps everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Db {
+    /// The file that it makes.
+    Sqlite,
+    /// A [`Database`].
+    MariaDb,
+}
+
+/// Makes two tests of a `fn(Db)`: on SQLite and on MariaDB.
+#[macro_export]
+macro_rules! on_both {
+    ($name:ident) => {
+        mod $name {
+            #[test]
+            fn sqlite() {
+                super::$name($crate::Db::Sqlite);
+            }
+
+            #[test]
+            fn mariadb() {
+                super::$name($crate::Db::MariaDb);
+            }
+        }
+    };
+}
+
 /// The user that tests log in as; its password must be in no output.
 pub const USER: &str = "edgelink";
 /// The password of [`USER`], with characters that a URL must escape.

@@ -10,6 +10,7 @@ mod neighbours;
 mod report;
 mod server;
 
+use crate::RunArgs;
 use crate::controller::Controller;
 use crate::node;
 use crate::shared::Shared;
@@ -19,7 +20,6 @@ use client::{Client, Member, connect};
 use flow::Flow;
 use neighbours::Neighbours;
 use server::Server;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
@@ -66,15 +66,9 @@ pub struct RelayArgs {
     /// Connections that authenticate at the same time; the relay takes 20 of one address.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=18))]
     pub concurrency: u16,
-    /// Directory with `edgelink-controller`, `edgelink-server` and `edgelink-ctl`. Left out: the one of this program.
-    #[arg(long, env = "EDGELINK_BIN_DIR", value_name = "DIR")]
-    pub bin_dir: Option<PathBuf>,
-    /// How long a step may take, in seconds.
-    #[arg(long, default_value_t = 300)]
-    pub timeout: u64,
-    /// Print the figures as JSON.
-    #[arg(long)]
-    pub json: bool,
+    /// How it is run.
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 /// Starts a controller and a relay, loads the relay, measures, ends both.
@@ -91,10 +85,10 @@ async fn measure(args: &RelayArgs) -> Result<Report> {
     ensure!(args.senders > 0, "at least one sender is needed");
     // Of each network one reads on, to send to the others.
     ensure!(args.stalled <= crowd - crowd.div_ceil(NETWORK), "--stalled leaves nobody to send");
-    let limit = Duration::from_secs(args.timeout);
+    let limit = Duration::from_secs(args.run.timeout);
     let controller =
-        Controller::start(args.bin_dir.as_deref(), r#", "builtin_relay": {"enabled": false}"#, limit).await?;
-    let server = Server::start(&controller, args.bin_dir.as_deref(), limit).await?;
+        Controller::start(args.run.bin_dir.as_deref(), r#", "builtin_relay": {"enabled": false}"#, limit).await?;
+    let server = Server::start(&controller, args.run.bin_dir.as_deref(), limit).await?;
 
     let total = crowd + 2 * NEIGHBOURS;
     eprintln!("{total} nodes are enrolled");
@@ -347,7 +341,7 @@ impl Crowd {
         flows.iter().for_each(|(from, ..)| from.outbox.borrow_mut().clear());
         flows.iter().for_each(|(_, to, _)| to.stall(false));
         // Whoever reads again gets what is left, and is served as before.
-        let limit = Duration::from_secs(args.timeout);
+        let limit = Duration::from_secs(args.run.timeout);
         let served = self.until(limit, |_| flows.iter().all(|(.., flow)| flow.received.get() > 0)).await;
         served.context("a receiver that did not read gets nothing of what waited for it")?;
         self.watch(Duration::from_secs(2)).await?;

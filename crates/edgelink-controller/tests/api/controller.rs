@@ -3,7 +3,7 @@
 use edgelink_auth::password;
 use edgelink_model::records::{EnrollRequest, HostInfo, NodeRecord};
 use edgelink_store::{MariaDbUrl, Store};
-use edgelink_test_mariadb::Database;
+use edgelink_test_mariadb::{Database, Db};
 use serde_json::Value;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -13,31 +13,6 @@ use std::time::Duration;
 /// Generous: the machine may be busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const PASSWORD: &str = "correct horse";
-
-/// Where the controller keeps everything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Db {
-    Sqlite,
-    MariaDb,
-}
-
-/// Makes two tests of a `fn(Db)`.
-macro_rules! on_both {
-    ($name:ident) => {
-        mod $name {
-            #[test]
-            fn sqlite() {
-                super::$name(crate::Db::Sqlite);
-            }
-
-            #[test]
-            fn mariadb() {
-                super::$name(crate::Db::MariaDb);
-            }
-        }
-    };
-}
-pub(crate) use on_both;
 
 pub(crate) struct Controller {
     child: Child,

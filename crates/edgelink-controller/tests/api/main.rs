@@ -17,4 +17,5 @@ mod resources;
 mod schemathesis;
 mod secrets;
 
-use controller::{Answer, Controller, Db, on_both};
+use controller::{Answer, Controller};
+use edgelink_test_mariadb::{Db, on_both};

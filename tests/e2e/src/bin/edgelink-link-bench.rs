@@ -4,8 +4,7 @@
 //! LEGS 2 there is another like it, each with half of the round trip, between the router and node b. Every case is measured with `bbr` and
 //! `cubic` as the congestion control of the connection inside; `EDGELINK_OUTER` names that of the connections to the relay
 //! (otherwise it is this machine's).
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
-#![allow(clippy::disallowed_methods, reason = "it works on the real clock")]
+#![expect(clippy::print_stdout, reason = "a program for people")]
 
 use anyhow::{Context, Result, bail};
 use edgelink_api::local::PathKind;

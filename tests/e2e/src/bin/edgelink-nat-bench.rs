@@ -3,8 +3,7 @@
 //!
 //! `edgelink-nat-bench [RUNS [DELAY_MS [FILE]]]`: the delay of each site's link one way (two of them lie between two
 //! nodes), and a file of Markdown whose table between `<!-- matrix -->` and `<!-- end -->` is replaced.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
-#![allow(clippy::disallowed_methods, reason = "it works on the real clock")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
 use anyhow::{Context, Result};
 use edgelink_e2e::p2p::{Cell, Matrix, lab, table};

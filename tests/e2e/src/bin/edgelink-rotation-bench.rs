@@ -2,8 +2,8 @@
 //!
 //! `edgelink-rotation-bench [SECONDS [relay|direct [MBIT]]]`; the result is a line for docs/benchmarks.md. Fails when a ping
 //! was lost, a second passed without a byte, or keys did not rotate.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
-#![allow(clippy::disallowed_methods, reason = "it works on the real clock")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
+#![expect(clippy::disallowed_methods, reason = "it works on the real clock")]
 
 use anyhow::{Context, Result, bail};
 use edgelink_api::local::PathKind;
