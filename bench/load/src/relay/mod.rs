@@ -48,12 +48,15 @@ pub struct RelayArgs {
     /// Idle connections.
     #[arg(long, default_value_t = 10_000)]
     pub connections: usize,
-    /// Receivers that stop reading.
+    /// Receivers that stop reading; 0 leaves this part out.
     #[arg(long, default_value_t = 1_000)]
     pub stalled: usize,
     /// Pairs of nodes that send at the same time.
     #[arg(long, default_value_t = 1_000)]
     pub senders: usize,
+    /// Bytes of plaintext in each frame; may be repeated.
+    #[arg(long, default_values_t = [64, 1_400], value_parser = payload)]
+    pub payload: Vec<usize>,
     /// How long each rate is measured, in seconds.
     #[arg(long, default_value_t = 5)]
     pub seconds: u64,
@@ -112,7 +115,7 @@ async fn measure(args: &RelayArgs) -> Result<Report> {
     let idle_time = idle_begin.elapsed();
 
     let mut forwarding = Vec::new();
-    for (senders, payload, per_message) in cases(args.senders) {
+    for (senders, payload, per_message) in cases(args.senders, &args.payload) {
         eprintln!("{senders} × {payload} bytes, {per_message} a message");
         forwarding.push(crowd.forward(&server, senders, payload, per_message, args.seconds).await?);
     }
@@ -121,10 +124,15 @@ async fn measure(args: &RelayArgs) -> Result<Report> {
     while let (Some(from), Some(to)) = (pairs.next(), pairs.next()) {
         neighbours.push((from, to));
     }
-    let neighbours = Neighbours::start(dial, server.id, neighbours).await?;
-    eprintln!("{} receivers stop reading", args.stalled);
-    let stalled = crowd.stall(&server, &neighbours, args).await?;
-    neighbours.stop()?;
+    let stalled = if args.stalled > 0 {
+        let neighbours = Neighbours::start(dial, server.id, neighbours).await?;
+        eprintln!("{} receivers stop reading", args.stalled);
+        let stalled = crowd.stall(&server, &neighbours, args).await?;
+        neighbours.stop()?;
+        Some(stalled)
+    } else {
+        None
+    };
 
     crowd.leave.notify_waiters();
     server.stop().await?;
@@ -142,6 +150,15 @@ async fn measure(args: &RelayArgs) -> Result<Report> {
     })
 }
 
+/// A payload of which a message holds at least one.
+fn payload(text: &str) -> Result<usize, String> {
+    let most = BATCH - edgelink_wire::data::OVERHEAD;
+    text.parse()
+        .ok()
+        .filter(|bytes| (1..=most).contains(bytes))
+        .ok_or_else(|| format!("a payload has 1 to {most} bytes"))
+}
+
 /// What is left of `members` beside the neighbours.
 fn crowd_len(members: &[Member]) -> usize {
     members.len() - 2 * NEIGHBOURS
@@ -149,11 +166,11 @@ fn crowd_len(members: &[Member]) -> usize {
 
 /// (senders, bytes of plaintext, frames per message): alone with much to send, alone with one packet at a time, and all
 /// together with one packet at a time and with much.
-fn cases(senders: usize) -> Vec<(usize, usize, u64)> {
+fn cases(senders: usize, payloads: &[usize]) -> Vec<(usize, usize, u64)> {
     let batch = |payload: usize| (BATCH / (edgelink_wire::data::OVERHEAD + payload)) as u64;
-    [64, 1_400]
-        .into_iter()
-        .flat_map(|payload| {
+    payloads
+        .iter()
+        .flat_map(|&payload| {
             [(1, payload, 1), (1, payload, batch(payload)), (senders, payload, 1), (senders, payload, batch(payload))]
         })
         .collect()

@@ -23,8 +23,8 @@ pub struct Report {
     pub idle_cpu: f64,
     /// Rates.
     pub forwarding: Vec<Forwarding>,
-    /// Receivers that do not read.
-    pub stalled: Stalled,
+    /// Receivers that do not read, if there were any.
+    pub stalled: Option<Stalled>,
 }
 
 /// One rate.
@@ -105,18 +105,21 @@ impl Report {
                 "cpu_s_per_gib": of.cpu_per_gib(), "cpu_us_per_frame": of.cpu_per_frame(), "sent": of.sent, "lost": of.lost,
             })
         };
+        let stalled = |of: &Stalled| {
+            json!({
+                "receivers": of.receivers, "sent_bytes": of.sent_bytes,
+                "rss_before": of.rss_before, "rss_peak": of.rss_peak,
+                "rss_after": of.rss_after, "queued_peak": of.queued_peak,
+                "undisturbed": one_way(&of.undisturbed), "beside": one_way(&of.beside),
+            })
+        };
         json!({
             "connections": self.connections,
             "connect_s": self.connect.as_secs_f64(), "connect_cpu_s": self.connect_cpu,
             "rss_empty": self.rss_empty, "rss_idle": self.rss_idle, "rss_per_connection": self.rss_per_connection(),
             "idle_s": self.idle.as_secs_f64(), "idle_cpu_s": self.idle_cpu,
             "forwarding": self.forwarding.iter().map(forwarding).collect::<Vec<_>>(),
-            "stalled": {
-                "receivers": self.stalled.receivers, "sent_bytes": self.stalled.sent_bytes,
-                "rss_before": self.stalled.rss_before, "rss_peak": self.stalled.rss_peak,
-                "rss_after": self.stalled.rss_after, "queued_peak": self.stalled.queued_peak,
-                "undisturbed": one_way(&self.stalled.undisturbed), "beside": one_way(&self.stalled.beside),
-            },
+            "stalled": self.stalled.as_ref().map(stalled),
         })
     }
 
@@ -156,7 +159,7 @@ impl Report {
                 of.sent,
             );
         }
-        let stalled = &self.stalled;
+        let Some(stalled) = &self.stalled else { return out };
         out + &format!(
             "{} receivers do not read, {:.0} MiB sent to them: memory {:.0} MiB before, {:.0} at most, {:.0} after; queued {:.0} at most\n\
              others before: {}\nothers beside: {}",
