@@ -65,7 +65,7 @@ impl Node {
     /// Seals a packet, of which `ip` is the header, for a peer and queues it where it will be sent from.
     pub(crate) fn send_packet(&mut self, peer: NodeId, ip: &IpView, frame: &mut [u8], now: Now) -> Result<(), Drop> {
         let (header_bytes, packet) = frame.split_at_mut_checked(virtio::LEN).ok_or(Drop::NotIp)?;
-        let header = VirtioHeader::parse(header_bytes).ok_or(Drop::NotIp)?;
+        let mut header = VirtioHeader::parse(header_bytes).ok_or(Drop::NotIp)?;
         let bytes = packet.len();
         let mut plan = self.plan(peer, bytes, now)?;
         if !plan.first.is_direct() {
@@ -79,7 +79,7 @@ impl Node {
             _ => 0,
         };
         if plan.limit.is_some_and(|limit| whole > usize::from(limit)) {
-            self.go_round(peer, packet, &mut plan, now)?;
+            header = self.too_large(peer, header, packet, &mut plan, now)?;
         }
         if !header.is_gso() {
             virtio::complete_checksum(&header, packet).map_err(|_| Drop::NotIp)?;
@@ -102,17 +102,27 @@ impl Node {
         Ok(())
     }
 
-    /// A packet is too large for the direct path: if it may not be cut, its sender hears of it, as a router would say; else
-    /// it goes through a relay whole (DESIGN §5, MTU).
-    fn go_round(&mut self, peer: NodeId, packet: &[u8], plan: &mut Plan, now: Now) -> Result<(), Drop> {
+    /// A packet is too large for the direct path: if it may not be cut, its sender hears of it, as a router would say; TCP is
+    /// cut, lest its segments overtake each other on two ways; all else goes through a relay whole (DESIGN §5, MTU).
+    fn too_large(
+        &mut self,
+        peer: NodeId,
+        header: VirtioHeader,
+        packet: &[u8],
+        plan: &mut Plan,
+        now: Now,
+    ) -> Result<VirtioHeader, Drop> {
         let limit = plan.limit.unwrap_or(u16::MAX);
         if let Some(complaint) = icmp::too_big(packet, limit) {
             self.complain(complaint, now);
             return Err(Drop::TooLarge);
         }
+        if let Some(cut) = virtio::plain_tcp(&header, packet) {
+            return Ok(cut);
+        }
         let relay = self.relay_way(peer).ok_or(Drop::TooLarge)?;
         *plan = Plan { first: relay, second: None, limit: None, ..*plan };
-        Ok(())
+        Ok(header)
     }
 
     /// Hands the TUN a packet of our own making, not too often.

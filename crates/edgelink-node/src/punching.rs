@@ -183,7 +183,7 @@ impl Node {
             return;
         };
         if let Proof::Usable { rtt, limit, .. } = proof {
-            let keepalive = self.config.p2p.keepalive;
+            let (keepalive, largest) = (self.config.p2p.keepalive, self.config.p2p.mtu);
             let (advice, ways) = (peer.advice, &self.relay_ways);
             let paths = peer.paths.get_or_insert_with(|| {
                 // What there is when the direct path ends.
@@ -193,6 +193,7 @@ impl Node {
                 Box::new(paths)
             });
             paths.set_keepalive(keepalive);
+            paths.set_largest(largest);
             let first = !paths.has_direct();
             paths.add_direct(way, rtt, limit, now.mono);
             if let Some(punch) = &mut peer.punch {

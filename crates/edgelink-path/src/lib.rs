@@ -21,6 +21,7 @@ mod arrivals;
 mod budget;
 mod endpoint;
 mod estimate;
+mod growth;
 mod hedge;
 mod keepalive;
 mod nat;

@@ -1,6 +1,7 @@
 //! All paths to one peer: probing, doubt, death, and the choice (DESIGN §5).
 
 use crate::estimate::{Estimate, InFlight};
+use crate::growth::Growth;
 use crate::hedge::{Doubt, Hedge};
 use crate::keepalive::{KEEPALIVE, Keepalive};
 use crate::rank::{Evidence, Rank, Standing, is_better};
@@ -84,6 +85,8 @@ pub struct PeerPaths {
     last_proof: Option<Instant>,
     wake: Option<Instant>,
     keepalive: Option<Duration>,
+    /// The largest IP packet that a direct path may have to carry.
+    largest: u16,
 }
 
 #[derive(Debug)]
@@ -107,6 +110,7 @@ struct Path {
     /// Of a direct path.
     keepalive: Keepalive,
     limit: Option<u16>,
+    growth: Growth,
 }
 
 impl PeerPaths {
@@ -198,6 +202,9 @@ impl PeerPaths {
 
     /// A probe to be sent now; call until `None`, each time followed by [`Self::probe_sent`] if it was sent.
     pub fn next_probe(&mut self, now: Instant) -> Option<Probe> {
+        if let Some(larger) = self.next_larger(now) {
+            return Some(larger);
+        }
         let index = self.paths.iter().position(|path| self.due(path, now).is_some_and(|at| at <= now))?;
         let sending = self.is_sending(now);
         let path = self.paths.get_mut(index)?;
@@ -208,9 +215,24 @@ impl PeerPaths {
         Some(probe)
     }
 
+    /// A probe that shows whether the current path carries more than it is known to.
+    fn next_larger(&mut self, now: Instant) -> Option<Probe> {
+        let (largest, sending) = (self.largest, self.is_sending(now));
+        let path = self.paths.iter_mut().find(|path| Some(path.id) == self.current)?;
+        path.growth.forget_unsent();
+        let limit = path.limit.filter(|_| sending && path.misses == 0)?;
+        let size = path.growth.attempt(limit, largest, path.way.remote()?, now)?;
+        let probe = Probe { path: path.id, way: path.way, keepalive: false, size };
+        self.reschedule(now);
+        Some(probe)
+    }
+
     /// The probe went out; `sent_us` is what its PONG will echo, unique among the owner's probes.
     pub fn probe_sent(&mut self, path: PathId, sent_us: u64, now: Instant) {
         if let Some(path) = self.paths.iter_mut().find(|p| p.id == path) {
+            if path.growth.sent(sent_us) {
+                return;
+            }
             path.in_flight.sent(sent_us, now);
             path.probes = path.probes.saturating_add(1);
         }
@@ -225,6 +247,7 @@ impl PeerPaths {
             path.standing = Standing::Alive;
             path.misses = 0;
             path.limit = path.limit.max(Some(limit));
+            path.growth = Growth::begin(path.limit.unwrap_or(limit), self.largest, now);
             self.find_standby();
             return self.reschedule(now);
         }
@@ -233,6 +256,7 @@ impl PeerPaths {
         let mut path = Path::new(id, way, None);
         path.standing = Standing::Alive;
         path.limit = Some(limit);
+        path.growth = Growth::begin(limit, self.largest, now);
         path.rtt.add(rtt);
         path.last_probe = Some(now);
         self.paths.push(path);
@@ -285,13 +309,26 @@ impl PeerPaths {
         self.keepalive = Some(interval);
     }
 
-    /// An authenticated PONG. Returns the round trip if it answers a probe that was sent over this path.
+    /// The largest IP packet that a direct path may have to carry: one that is known to carry less is asked for more now and
+    /// then.
+    pub fn set_largest(&mut self, largest: u16) {
+        self.largest = largest;
+    }
+
+    /// An authenticated PONG. Returns the round trip if it answers a probe of liveness that was sent over this path.
     /// One of a direct path must come back over the same way; relays may choose another one back.
     pub fn pong(&mut self, path: PathId, sent_us: u64, way: Way, now: Instant) -> Option<Duration> {
         let current = self.current().map(|path| (path.standing, path.way.class(), path.rtt.get()));
         let advised = self.advice.map(|advice| advice.way());
         let (sending, least) = (self.is_sending(now), self.keepalive.unwrap_or(KEEPALIVE));
         let path = self.paths.iter_mut().find(|p| p.id == path && (!p.way.is_direct() || p.way == way))?;
+        if let Some(larger) = path.growth.answered(sent_us) {
+            path.limit = path.limit.max(Some(larger));
+            path.growth = Growth::begin(larger, self.largest, now);
+            self.find_standby();
+            self.reschedule(now);
+            return None;
+        }
         let sent = path.in_flight.answered(sent_us)?;
         let rtt = now.saturating_duration_since(sent);
         path.rtt.add(rtt);
@@ -581,7 +618,9 @@ impl PeerPaths {
     fn reschedule(&mut self, now: Instant) {
         let probes = self.paths.iter().filter_map(|path| self.due(path, now));
         let answers = self.paths.iter().filter_map(|path| path.in_flight.next_timeout(path.rtt.get()));
-        let wake = probes.chain(answers).min();
+        let current = self.current().filter(|path| path.misses == 0 && self.is_sending(now));
+        let larger = current.and_then(|path| path.growth.poll_timeout());
+        let wake = probes.chain(answers).chain(larger).min();
         // The end of the traffic is seen at the next probe, and then there is nothing more to be seen.
         self.wake = wake.filter(|_| self.is_awake(now) || (self.is_kept(now) && self.has_direct()));
     }
@@ -610,6 +649,7 @@ impl Path {
             rejected: false,
             keepalive: Keepalive::default(),
             limit: None,
+            growth: Growth::default(),
         }
     }
 }

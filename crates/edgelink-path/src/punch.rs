@@ -7,6 +7,7 @@
 //! side's mapping depends on the destination and the other filters by port, a fourth and longer attempt guesses
 //! ([`Spray`]).
 
+use crate::growth::sizes;
 use crate::{Budget, MAX_ENDPOINTS, SPRAY_FOR, SocketId, Spray};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -32,8 +33,6 @@ const MAX_OBSERVED: usize = 4;
 const MAX_IN_FLIGHT: usize = 64;
 /// Rounds of large probes to one address; what has not passed by then does not pass.
 const LARGE_ROUNDS: u32 = 4;
-/// Networks below the usual 1,500 bytes that are common: WireGuard's, and the least that IPv6 allows.
-const NARROW: [u16; 2] = [1420, 1280];
 /// Between two rounds of the attempt that guesses.
 const SPRAY_ROUND: Duration = Duration::from_secs(5);
 
@@ -79,9 +78,6 @@ pub enum PunchState {
     /// There is a direct path.
     Done,
 }
-
-/// Header, nonce and tag of DATA and of sealed probes.
-const OVERHEAD: u16 = edgelink_wire::data::OVERHEAD as u16;
 
 /// The search for a direct path to one peer.
 ///
@@ -400,20 +396,11 @@ impl Punch {
         }
         if known.is_none() && self.proved.len() < MAX_ENDPOINTS {
             self.proved.push(Proved { socket, remote, limit: 0, rounds: 1 });
-            let large = self.sizes(remote).map(|size| PunchProbe { size, ..probe });
+            let large = sizes(self.largest, remote).map(|size| PunchProbe { size, ..probe });
             self.queue.splice(0..0, large.collect::<Vec<_>>());
             self.round_at = Some(now);
         }
         Some(Proof::Small)
-    }
-
-    /// Sizes of large probes, the largest first: the TUN's MTU, and what is left of it in narrower networks.
-    fn sizes(&self, remote: SocketAddr) -> impl Iterator<Item = u16> + use<> {
-        // IP and UDP header, then ours.
-        let headers = if remote.is_ipv4() { 20 } else { 40 } + 8 + OVERHEAD;
-        let largest = self.largest;
-        let narrower = NARROW.into_iter().map(move |mtu| mtu - headers).filter(move |size| *size < largest);
-        std::iter::once(largest).chain(narrower)
     }
 
     /// A guess, when the budget has something to spare.
@@ -467,7 +454,7 @@ impl Punch {
         for index in 0..self.proved.len() {
             let Some(Proved { socket, remote, limit, rounds }) = self.proved.get(index).copied() else { continue };
             if rounds < LARGE_ROUNDS {
-                let larger = self.sizes(remote).filter(|size| *size > limit);
+                let larger = sizes(self.largest, remote).filter(|size| *size > limit);
                 self.queue.extend(larger.map(|size| PunchProbe { socket, remote, size }));
                 self.proved.iter_mut().skip(index).take(1).for_each(|proved| proved.rounds += 1);
             }

@@ -53,6 +53,50 @@ fn a_better_class_is_taken_at_once_and_a_worse_one_never_while_it_lives() {
     assert_eq!(paths.views().iter().filter(|view| view.way.is_direct()).count(), MAX_DIRECT);
 }
 
+/// Plays a path that carries `width` until `end`, with a packet each second; the sizes of probes that did not come back.
+fn play(paths: &mut PeerPaths, width: u16, from: Instant, end: Duration) -> Vec<(Duration, u16)> {
+    let (mut now, mut name, mut lost) = (from, u64::from(width) << 32, Vec::new());
+    while now < from + end {
+        paths.send(100, now);
+        paths.handle_timeout(now);
+        while let Some(probe) = paths.next_probe(now) {
+            name += 1;
+            paths.probe_sent(probe.path, name, now);
+            if probe.size <= width {
+                paths.pong(probe.path, name, probe.way, now + MS);
+            } else {
+                lost.push((now - from, probe.size));
+            }
+        }
+        now += SECOND;
+    }
+    lost
+}
+
+#[test]
+fn a_path_that_is_known_to_carry_less_is_asked_for_more_seldom_and_without_doubt() {
+    let now = start();
+    let mut paths = PeerPaths::new();
+    paths.set_largest(1400);
+    paths.send(100, now);
+    paths.add_direct(udp(1, false), MS, 1211, now);
+    let limit = |paths: &PeerPaths| paths.view().unwrap().limit;
+    let lost = play(&mut paths, 1211, now, 100 * SECOND);
+    let at: Vec<u64> = lost.iter().map(|(at, _)| at.as_secs()).collect();
+    assert_eq!(at, [5, 10, 20, 40, 80]);
+    assert!(lost.iter().all(|(_, size)| *size == 1351), "the next larger one: {lost:?}");
+    assert_eq!((limit(&paths), paths.is_hedging()), (Some(1211), false), "a path that answers is not in doubt");
+    // The network is wider now, or the first probes had been lost.
+    let now = now + 100 * SECOND;
+    assert!(play(&mut paths, 1400, now, 80 * SECOND).is_empty());
+    assert_eq!(limit(&paths), Some(1400));
+    assert_eq!(paths.send(100, now + 80 * SECOND).limit, Some(1400));
+    // What is in use is as large as can be: nothing more is tried. A path that does not carry it any more is left.
+    let lost = play(&mut paths, 1300, now + 80 * SECOND, 10 * SECOND);
+    assert!(lost.iter().all(|(_, size)| *size == 1400), "{lost:?}");
+    assert!(!paths.has_direct());
+}
+
 #[test]
 fn a_pong_of_a_direct_path_must_come_back_by_it() {
     let now = start();

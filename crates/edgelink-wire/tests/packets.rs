@@ -8,7 +8,7 @@ use common::vector;
 use edgelink_wire::packet::{self, IpView, checksum, pseudo_header};
 use edgelink_wire::virtio::{
     F_DATA_VALID, F_NEEDS_CSUM, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, LEN, MAX_SEGMENTS, MAX_SUPER_PACKET, Segments,
-    VirtioError, VirtioHeader, complete_checksum, segment, slice, validate,
+    VirtioError, VirtioHeader, complete_checksum, plain_tcp, segment, slice, validate,
 };
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -301,6 +301,37 @@ fn packets_that_are_not_cut_come_out_completed() {
         let mut same = packet.clone();
         complete_checksum(&untouched, &mut same).unwrap();
         assert_eq!(same, packet);
+    }
+}
+
+#[test]
+fn plain_tcp_is_cut_like_a_super_packet_of_one_segment() {
+    for v6 in [false, true] {
+        let whole = Super::small(v6);
+        let plain = VirtioHeader { gso_type: GSO_NONE, gso_size: 0, ..whole.header() };
+        let cut = |h: &VirtioHeader, packet: &[u8]| {
+            let mut out = Vec::new();
+            let header = plain_tcp(h, packet)?;
+            segment(&header, packet, Some(100), |bytes| out.push(bytes.to_vec())).ok()?;
+            Some(out)
+        };
+        let expected = whole.cut(Some(100));
+        assert_eq!(expected.len(), 3);
+        assert_eq!(cut(&plain, &whole.packet()), Some(expected.clone()));
+        // One that comes from elsewhere, with its checksum: only if that is right.
+        let mut completed = whole.packet();
+        complete_checksum(&plain, &mut completed).unwrap();
+        assert_eq!(cut(&VirtioHeader::default(), &completed), Some(expected));
+        *completed.last_mut().unwrap() ^= 1;
+        assert_eq!(cut(&VirtioHeader::default(), &completed), None);
+        for flags in [SYN, RST | ACK, ACK | 0x20] {
+            assert_eq!(cut(&plain, &Super { flags, ..Super::small(v6) }.packet()), None, "{flags:#x}");
+        }
+        assert_eq!(cut(&plain, &Super { payload: Vec::new(), ..Super::small(v6) }.packet()), None);
+        assert_eq!(plain_tcp(&whole.header(), &whole.packet()), None, "it is one already");
+        for end in 0..whole.headers() {
+            assert_eq!(plain_tcp(&plain, &whole.packet()[..end]), None);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ mod segment;
 mod slice;
 
 pub use join::Joiner;
-pub use segment::{Segments, segment};
+pub use segment::{Segments, plain_tcp, segment};
 pub use slice::slice;
 
 use crate::packet::{self, IPV6_HEADER_LEN, IpView, checksum};

@@ -1,9 +1,13 @@
 //! TCP and UDP segmentation in software (what Linux does in `tcp_gso_segment`, `__udp_gso_segment` and `inet_gso_segment`).
 
-use super::{GSO_NONE, GSO_UDP_L4, VirtioError, VirtioHeader, Whole, complete_checksum};
+use super::{
+    F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, TCP_CSUM_OFFSET, TCP_SYN_RST, VirtioError, VirtioHeader,
+    Whole, complete_checksum,
+};
 use crate::packet::{self, checksum, pseudo_header};
 
 const FIN_PSH: u8 = 0x09;
+const URG: u8 = 0x20;
 const CWR: u8 = 0x80;
 
 /// Cuts `packet` as its header says and hands out complete, checksummed IP packets in order; a packet that is not to be
@@ -27,6 +31,32 @@ pub fn segment(
         count += 1;
     }
     Ok(count)
+}
+
+/// The header by which a plain TCP packet may be cut as if it were a super-packet of one segment, `mss_limit` saying how:
+/// for packets that are too large for a path and must be carried (IPv6 up to 1,280 bytes, IPv4 without DF).
+///
+/// `None` for what is not such a packet or would not survive it (SYN, RST, urgent data), or if its checksum is wrong: the
+/// segments would have right ones.
+pub fn plain_tcp(h: &VirtioHeader, packet: &[u8]) -> Option<VirtioHeader> {
+    let (whole, flags) = Whole::headers(packet).ok().filter(|_| h.gso_type == GSO_NONE)?;
+    let payload = packet.len() - whole.payload;
+    if flags & (TCP_SYN_RST | URG) != 0 || payload == 0 {
+        return None;
+    }
+    let segment = packet.get(whole.ip.transport..)?;
+    let sum = || checksum(pseudo_header(whole.ip.src, whole.ip.dst, packet::TCP, segment.len()), segment);
+    if h.flags & F_NEEDS_CSUM == 0 && sum() != 0 {
+        return None;
+    }
+    Some(VirtioHeader {
+        flags: F_NEEDS_CSUM,
+        gso_type: if whole.ip.src.is_ipv4() { GSO_TCPV4 } else { GSO_TCPV6 },
+        hdr_len: u16::try_from(whole.payload).ok()?,
+        gso_size: u16::try_from(payload).ok()?,
+        csum_start: u16::try_from(whole.ip.transport).ok()?,
+        csum_offset: TCP_CSUM_OFFSET as u16,
+    })
 }
 
 /// The segments of one packet, each written where the caller wants it: into the frame that will be sealed.
@@ -54,7 +84,7 @@ impl<'a> Segments<'a> {
     pub fn new(h: &VirtioHeader, packet: &'a [u8], mss_limit: Option<u16>) -> Result<Self, VirtioError> {
         let how = if h.gso_type == GSO_NONE {
             let end = usize::from(h.csum_start) + usize::from(h.csum_offset) + 2;
-            if h.flags & super::F_NEEDS_CSUM != 0 && end > packet.len() {
+            if h.flags & F_NEEDS_CSUM != 0 && end > packet.len() {
                 return Err(VirtioError::BadChecksumOffset);
             }
             How::Uncut(*h)
@@ -152,7 +182,7 @@ pub(super) fn write_segment(
         if index != 0 {
             *flags &= !CWR;
         }
-        super::TCP_CSUM_OFFSET
+        TCP_CSUM_OFFSET
     };
     let pseudo = pseudo_header(whole.ip.src, whole.ip.dst, whole.ip.proto, segment.len());
     if partial {
