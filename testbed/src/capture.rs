@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, IoSliceMut, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
@@ -17,7 +17,8 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         eventfd::{EfdFlags, EventFd},
-        socket::{MsgFlags, recv, setsockopt, sockopt},
+        socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt},
+        time::TimeSpec,
     },
 };
 
@@ -42,7 +43,7 @@ pub struct Capture {
 /// One packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
-    /// When it was read, since the Unix epoch.
+    /// When the kernel had it, since the Unix epoch.
     pub at: Duration,
     /// The bytes as on the wire (with the Ethernet header where there is one).
     pub bytes: Vec<u8>,
@@ -97,6 +98,7 @@ impl Capture {
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
         }
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
         let link_type = bind(&socket, interface)?;
         let (shared, stop) = (Arc::new(Shared::default()), Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?));
         let socket = Arc::new(socket);
@@ -200,8 +202,7 @@ impl Captured {
 }
 
 impl Packet {
-    fn new(bytes: Vec<u8>, link_type: u32) -> Self {
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    fn new(bytes: Vec<u8>, link_type: u32, at: Duration) -> Self {
         let ip_offset = if link_type == LINKTYPE_RAW {
             Some(0)
         } else {
@@ -253,16 +254,17 @@ impl IpPacket<'_> {
 
 fn receive(socket: &OwnedFd, shared: &Shared, stop: &EventFd, link_type: u32) {
     let mut buf = vec![0; MAX_PACKET];
+    let mut stamp = nix::cmsg_space!(TimeSpec);
     let mut stopping = false;
     loop {
-        match recv(socket.as_raw_fd(), &mut buf, MsgFlags::MSG_DONTWAIT) {
-            Ok(len) => {
+        match receive_one(socket, &mut buf, &mut stamp) {
+            Ok((len, at)) => {
                 let mut state = shared.lock();
                 if state.bytes + len > MAX_BYTES {
                     state.skipped += 1;
                 } else if let Some(bytes) = buf.get(..len) {
                     state.bytes += len;
-                    state.packets.push(Packet::new(bytes.to_vec(), link_type));
+                    state.packets.push(Packet::new(bytes.to_vec(), link_type, at));
                 }
                 drop(state);
                 shared.changed.notify_all();
@@ -282,6 +284,18 @@ fn receive(socket: &OwnedFd, shared: &Shared, stop: &EventFd, link_type: u32) {
             Err(_) => return,
         }
     }
+}
+
+/// The next packet's length, and when it passed, which may be some time before the scheduler lets us read it.
+fn receive_one(socket: &OwnedFd, buf: &mut [u8], stamp: &mut [u8]) -> Result<(usize, Duration), Errno> {
+    let mut slices = [IoSliceMut::new(buf)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(stamp), MsgFlags::MSG_DONTWAIT)?;
+    let stamped = message.cmsgs()?.find_map(|one| match one {
+        ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
+        _ => None,
+    });
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok((message.bytes, stamped.unwrap_or_else(now)))
 }
 
 /// Binds a packet socket to an interface of its own namespace and returns the pcap link type.
@@ -355,7 +369,7 @@ mod tests {
         bytes.extend([0x08, 0x00, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
         bytes.extend([0x12, 0x34, 0x00, 0x35, 0, 12, 0, 0]);
         bytes.extend(b"mark");
-        Packet::new(bytes, LINKTYPE_ETHERNET)
+        Packet::new(bytes, LINKTYPE_ETHERNET, Duration::ZERO)
     }
 
     #[test]
@@ -367,14 +381,14 @@ mod tests {
         assert_eq!(ip.ports(), Some((0x1234, 53)));
         assert!(packet.contains(b"mark") && !packet.contains(b"marks") && !packet.contains(b""));
         for len in 0..packet.bytes.len() {
-            let cut = Packet::new(packet.bytes[..len].to_vec(), LINKTYPE_ETHERNET);
+            let cut = Packet::new(packet.bytes[..len].to_vec(), LINKTYPE_ETHERNET, Duration::ZERO);
             assert_eq!(cut.ip().is_some(), len >= 34, "{len}");
         }
         let mut v6 = vec![0x60, 0, 0, 0, 0, 8, 17, 64];
         v6.extend([0xfd; 16]);
         v6.extend([0xfe; 16]);
         v6.extend([0, 1, 0, 2, 0, 8, 0, 0]);
-        let packet = Packet::new(v6, LINKTYPE_RAW);
+        let packet = Packet::new(v6, LINKTYPE_RAW, Duration::ZERO);
         assert_eq!(packet.ip().unwrap().ports(), Some((1, 2)));
         assert_eq!(packet.ip().unwrap().destination, IpAddr::from([0xfe_u8; 16]));
     }

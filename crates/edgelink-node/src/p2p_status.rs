@@ -76,7 +76,9 @@ impl Node {
                 format!("next try in {} s", at.saturating_duration_since(now.mono).as_secs())
             }
             PunchState::Done => return Some("a direct path was found and has yet to prove itself".to_owned()),
-            PunchState::Idle => return None,
+            PunchState::Idle => {
+                return Some("the direct path is lost; another is looked for with the next packet".to_owned());
+            }
         };
         let symmetric = |mapping| matches!(mapping, Behaviour::AddressDependent | Behaviour::AddressAndPortDependent);
         let (ours, theirs) = (symmetric(self.nat_behaviour().0), symmetric(peer.nat.0));

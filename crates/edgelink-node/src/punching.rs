@@ -230,10 +230,11 @@ impl Node {
                 punch.lost();
             }
             self.close_idle_sockets(id);
-            self.report_direct(id, now);
+            // First, so that what is reported has a reason.
             if self.peers.get(id).is_some_and(|peer| peer.has_data(now.mono)) {
                 self.want_direct(id, now);
             }
+            self.report_direct(id, now);
         }
     }
 

@@ -1,100 +1,135 @@
 //! One budget for everything that is sent to addresses where perhaps nobody is (DESIGN §5): no provider may take it for
 //! an attack.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// A token bucket of datagrams. A second's worth may go at once.
-#[derive(Clone, Copy, Debug)]
+/// No time of this length sees more datagrams than a second may: what is late in leaving the host, by up to 50 ms, does
+/// not come too soon before the next ones.
+const WINDOW: Duration = Duration::from_millis(1050);
+/// What [`Budget::take_spare`] leaves to others: they begin at once, and go on as room is made.
+const RESERVE: usize = 2;
+
+/// So many datagrams in any second, all of them at once if they are wanted so.
+///
+/// Memory: one time per datagram of a second.
+#[derive(Clone, Debug)]
 pub struct Budget {
     per_second: u32,
-    /// In millionths of a datagram.
-    tokens: u64,
-    refilled: Option<Instant>,
+    /// When the last ones were taken, the oldest first.
+    taken: VecDeque<Instant>,
+    /// When the last one for what may wait was taken.
+    spare_at: Option<Instant>,
 }
-
-const DATAGRAM: u64 = 1_000_000;
-/// What [`Budget::take_spare`] leaves to others.
-const RESERVE: u32 = 5;
 
 impl Budget {
     /// `per_second` datagrams; 0: none ever.
     pub fn new(per_second: u32) -> Self {
-        Self { per_second, tokens: u64::from(per_second) * DATAGRAM, refilled: None }
+        Self { per_second, taken: VecDeque::new(), spare_at: None }
     }
 
     /// Takes one datagram, if there is one.
     pub fn take(&mut self, now: Instant) -> bool {
-        let since = self.refilled.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        let earned = u64::try_from(since.as_micros()).unwrap_or(u64::MAX).saturating_mul(self.per_second.into());
-        self.tokens = self.tokens.saturating_add(earned).min(u64::from(self.per_second) * DATAGRAM);
-        self.refilled = Some(now);
-        match self.tokens.checked_sub(DATAGRAM) {
-            Some(rest) => {
-                self.tokens = rest;
-                true
-            }
-            None => false,
-        }
+        self.take_but(0, now)
     }
 
     /// Whether there is none now.
     pub fn is_empty(&self, now: Instant) -> bool {
-        !Self { ..*self }.take(now)
+        self.taken.iter().filter(|at| counts(**at, now)).count() >= self.size()
     }
 
-    /// Takes one datagram for what may wait, if there are some left for others then.
+    /// Takes one datagram for what may wait, if there are some left for others then. They are spread evenly, so that others find
+    /// room all the time.
     pub fn take_spare(&mut self, now: Instant) -> bool {
-        let reserve = u64::from(self.per_second.min(RESERVE)) * DATAGRAM;
-        let has = *self;
-        if self.take(now) && self.tokens >= reserve {
-            return true;
+        let early = self.spare_at.is_some_and(|at| now.saturating_duration_since(at) < self.wait());
+        let taken = !early && self.take_but(RESERVE.min(self.size().saturating_sub(1)), now);
+        if taken {
+            self.spare_at = Some(now);
         }
-        // What was earned meanwhile stays earned.
-        *self = Self { tokens: has.tokens, refilled: has.refilled, ..*self };
-        false
+        taken
     }
 
     /// How long to wait for the next datagram when there is none.
     pub fn wait(&self) -> Duration {
-        Duration::from_secs(1) / self.per_second.max(1)
+        WINDOW / self.per_second.max(1)
     }
+
+    fn take_but(&mut self, reserve: usize, now: Instant) -> bool {
+        while self.taken.front().is_some_and(|at| !counts(*at, now)) {
+            self.taken.pop_front();
+        }
+        let left = self.taken.len() + reserve < self.size();
+        if left {
+            self.taken.push_back(now);
+        }
+        left
+    }
+
+    fn size(&self) -> usize {
+        usize::try_from(self.per_second).unwrap_or(usize::MAX)
+    }
+}
+
+fn counts(at: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(at) < WINDOW
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
-    fn no_second_sees_more_than_two_seconds_worth_and_no_minute_more_than_its_rate() {
-        let start = Instant::now();
-        let mut budget = Budget::new(20);
-        let mut taken = Vec::new();
-        for ms in 0..60_000u64 {
-            while budget.take(start + Duration::from_millis(ms)) {
-                taken.push(ms);
-            }
-        }
-        assert!((20 * 60..=20 * 61).contains(&taken.len()), "{}", taken.len());
-        assert!(taken.iter().filter(|ms| **ms < 1000).count() <= 40);
-        assert!(!Budget::new(0).take(start));
+    const SECOND: u64 = 1_000;
+
+    /// The most of these times, in ms, that lie within one second.
+    fn busiest(taken: &[u64]) -> usize {
+        let within = |(n, from): (usize, &u64)| taken[n..].iter().take_while(|at| **at < from + SECOND).count();
+        taken.iter().enumerate().map(within).max().unwrap_or(0)
     }
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
-    fn what_may_wait_leaves_some_to_others_and_gets_the_whole_rate() {
+    fn no_second_sees_more_than_its_rate_and_no_minute_much_less() {
         let start = Instant::now();
         let mut budget = Budget::new(20);
-        let mut spare = 0;
-        for ms in 0..60_000u64 {
+        let mut taken = Vec::new();
+        for ms in 0..60 * SECOND {
             let now = start + Duration::from_millis(ms);
-            while budget.take_spare(now) {
-                spare += 1;
+            // Greedy, then at times of its own choice, then greedy again.
+            while (!(20_000..40_000).contains(&ms) || ms % 37 == 0) && budget.take(now) {
+                taken.push(ms);
+            }
+            let empty = budget.taken.iter().filter(|at| counts(**at, now)).count() == 20;
+            assert_eq!(budget.is_empty(now), empty);
+        }
+        assert!((1_100..=1_160).contains(&taken.len()), "{}", taken.len());
+        assert_eq!(busiest(&taken), 20);
+        assert!(!Budget::new(0).take(start) && Budget::new(0).is_empty(start));
+        assert!(budget.taken.len() <= 20);
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as origin")]
+    fn what_may_wait_leaves_some_to_others_and_gives_way_to_them() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut budget = Budget::new(20);
+        let mut spare = Vec::new();
+        for ms in 0..60 * SECOND {
+            while budget.take_spare(at(ms)) {
+                spare.push(ms);
             }
         }
-        assert!((1190..=1220).contains(&spare), "{spare}");
-        let end = start + Duration::from_millis(59_999);
-        assert_eq!((0..20).filter(|_| budget.take(end)).count(), 5);
-        assert!(!Budget::new(0).take_spare(start));
+        assert!((1_000..=1_050).contains(&spare.len()), "{}", spare.len());
+        let end = 60 * SECOND;
+        let at_once = (0..20).filter(|_| budget.take(at(end))).count();
+        assert!((RESERVE..=RESERVE + 1).contains(&at_once), "{at_once}");
+        // Whatever becomes free from now on is others' first, as long as they want it.
+        let (mut others, mut more) = (0, 0);
+        for ms in end..end + 2 * SECOND {
+            more += usize::from(budget.take_spare(at(ms)));
+            others += usize::from(budget.take(at(ms)));
+        }
+        assert!(others >= 36 && more <= 2, "{others} {more}");
+        assert!(!Budget::new(0).take_spare(start) && Budget::new(1).take_spare(start));
     }
 }

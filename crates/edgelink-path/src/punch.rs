@@ -120,6 +120,8 @@ struct Proved {
     limit: u16,
     /// Rounds of large probes so far.
     rounds: u32,
+    /// A small one has passed again since.
+    again: bool,
 }
 
 impl Punch {
@@ -189,7 +191,7 @@ impl Punch {
 
     /// Whether small packets have passed somewhere, but none that are worth a path.
     pub fn is_too_narrow(&self) -> bool {
-        self.proved.iter().any(|proved| proved.rounds >= LARGE_ROUNDS && proved.limit == 0)
+        self.proved.iter().any(|proved| proved.rounds >= LARGE_ROUNDS && proved.limit == 0 && proved.again)
     }
 
     /// There is traffic and no direct path: begin, unless it has begun or failed a short while ago.
@@ -394,8 +396,10 @@ impl Punch {
             self.queue.retain(|queued| (queued.socket, queued.remote) != (socket, remote) || queued.size > limit);
             return Some(Proof::Usable { socket, remote, rtt, limit });
         }
-        if known.is_none() && self.proved.len() < MAX_ENDPOINTS {
-            self.proved.push(Proved { socket, remote, limit: 0, rounds: 1 });
+        if let Some(proved) = known {
+            proved.again = true;
+        } else if self.proved.len() < MAX_ENDPOINTS {
+            self.proved.push(Proved { socket, remote, limit: 0, rounds: 1, again: false });
             let large = sizes(self.largest, remote).map(|size| PunchProbe { size, ..probe });
             self.queue.splice(0..0, large.collect::<Vec<_>>());
             self.round_at = Some(now);
@@ -452,8 +456,10 @@ impl Punch {
 
     fn fill_round(&mut self, now: Instant) {
         for index in 0..self.proved.len() {
-            let Some(Proved { socket, remote, limit, rounds }) = self.proved.get(index).copied() else { continue };
+            let Some(Proved { socket, remote, limit, rounds, .. }) = self.proved.get(index).copied() else { continue };
             if rounds < LARGE_ROUNDS {
+                // The mapping that was met may be gone: that is no narrow network.
+                self.queue.extend((limit == 0).then_some(PunchProbe { socket, remote, size: 0 }));
                 let larger = sizes(self.largest, remote).filter(|size| *size > limit);
                 self.queue.extend(larger.map(|size| PunchProbe { socket, remote, size }));
                 self.proved.iter_mut().skip(index).take(1).for_each(|proved| proved.rounds += 1);

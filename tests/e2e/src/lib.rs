@@ -16,6 +16,7 @@ pub mod p2p;
 mod pinger;
 pub mod raw;
 mod site;
+pub mod switching;
 mod web;
 pub mod wire;
 

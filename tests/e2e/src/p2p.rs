@@ -138,6 +138,17 @@ impl<'a> Sites<'a> {
         serde_json::from_str(&text).with_context(|| text.clone())
     }
 
+    /// `edgelink-ctl …` on the running controller's REST API, which knows what is in no database.
+    ///
+    /// # Errors
+    ///
+    /// When it does not succeed.
+    pub fn ctl_live(&self, arguments: &[&str]) -> Result<String> {
+        let socket = self.lab.dir().join("controller").join("controller.sock");
+        let command = self.controller.command(binary("edgelink-ctl")?).arg("--socket").arg(socket);
+        command.args(arguments).run()
+    }
+
     /// Fails if the controller or one of these nodes has ended or panicked.
     ///
     /// # Errors

@@ -7,10 +7,13 @@ use edgelink_api::local::{NatName, PathKind};
 use edgelink_e2e::p2p::{KINDS, Matrix, Sites, is_direct, lab, peer, status, table, time_to_direct};
 use edgelink_e2e::{Node, Pinger, SOON};
 use edgelink_testbed::{
-    Host, Nat, NatKind,
+    Capture, Captured, Host, Nat, NatKind,
     topology::{Site, SitePlan},
     wait,
 };
+use edgelink_wire::FrameType;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -20,6 +23,8 @@ fn all_sixteen_pairs_of_nats_behave_as_the_specification_has_it() {
     let Some(lab) = lab().unwrap() else { return };
     let matrix = Matrix::start(&lab, Duration::from_millis(12)).unwrap();
     matrix.wait_named().unwrap();
+    let routers = matrix.nodes.iter().flatten().map(|(site, _)| &site.first.router);
+    let captures: Vec<Capture> = routers.map(|router| router.capture("wan").unwrap()).collect();
     let cells = matrix.run([20 * SECOND, 25 * SECOND]).unwrap();
     println!("{}", table(std::slice::from_ref(&cells)));
     assert_eq!(cells.len(), 16);
@@ -41,6 +46,16 @@ fn all_sixteen_pairs_of_nats_behave_as_the_specification_has_it() {
             ),
         }
     }
+    // However many peers are looked for in vain and ports guessed meanwhile.
+    for (capture, (site, node)) in captures.into_iter().zip(matrix.nodes.iter().flatten()) {
+        let captured = capture.stop().unwrap();
+        assert_eq!(captured.lost, 0);
+        let probes = probes(&captured, site.first.public.into());
+        let within = |(n, from): (usize, &Duration)| probes[n..].iter().take_while(|at| **at < *from + SECOND).count();
+        let busiest = probes.iter().enumerate().map(within).max().unwrap_or(0);
+        println!("{}: {} probes, at most {busiest} within a second", node.host.name(), probes.len());
+        assert!((1..=20).contains(&busiest), "{}: {busiest} probes within a second", node.host.name());
+    }
     // The controller has heard of the NATs.
     let named = |kind: &str| {
         let nodes = matrix.sites.ctl(&["node", "list"]).ok()?;
@@ -51,6 +66,29 @@ fn all_sixteen_pairs_of_nats_behave_as_the_specification_has_it() {
         wait::until(&format!("two nodes with nat_type {kind}"), SOON, || named(kind)).unwrap();
     }
     matrix.sites.check_alive(matrix.nodes.iter().flatten().map(|(_, node)| node)).unwrap();
+}
+
+/// When each probe left a site: sealed PINGs to whoever has not answered one. What goes to the STUN servers, keepalives (which
+/// are of paths) and the probes of living paths are outside the budget.
+fn probes(captured: &Captured, public: IpAddr) -> Vec<Duration> {
+    const PING: u8 = FrameType::P2pPing as u8;
+    const PONG: u8 = FrameType::P2pPong as u8;
+    let (mut answered, mut probes) = (BTreeSet::new(), Vec::new());
+    for packet in captured.udp() {
+        let (ip, (from, to)) = packet.ip().and_then(|ip| Some((ip, ip.ports()?))).unwrap();
+        // Behind the UDP header: version and type.
+        let ty = match ip.transport.get(8..) {
+            Some([1, ty, ..]) => *ty,
+            _ => continue,
+        };
+        if ip.source != public && ty == PONG {
+            answered.insert((ip.source, from, to));
+        }
+        if ip.source == public && ty == PING && !answered.contains(&(ip.destination, to, from)) {
+            probes.push(packet.at);
+        }
+    }
+    probes
 }
 
 /// A site and a node on each of its hosts.
@@ -161,12 +199,12 @@ fn what_else_networks_do_is_coped_with() {
     };
     direct(&lan[0], &lan[1], PathKind::Lan, "one NAT, one network");
     let seen = direct(&hairpins[0], &hairpins[1], PathKind::P2p, "one NAT with hairpinning, hosts apart");
-    assert_eq!(seen.path.endpoint.unwrap().ip(), std::net::IpAddr::from(hairpin.first.public));
+    assert_eq!(seen.path.endpoint.unwrap().ip(), IpAddr::from(hairpin.first.public));
     relayed(&no_hairpins[0], &no_hairpins[1], "", "one NAT without hairpinning, hosts apart");
     direct(&double[0], peer_node, PathKind::P2p, "two NATs one behind the other");
     let quiet_since = Instant::now();
     let seen = direct(&docker[0], peer_node, PathKind::P2p, "docker, a VPN, and the same private network elsewhere");
-    assert_eq!(seen.path.endpoint.unwrap().ip(), std::net::IpAddr::from(peer_site.first.public));
+    assert_eq!(seen.path.endpoint.unwrap().ip(), IpAddr::from(peer_site.first.public));
     let seen = direct(&v6_as[0], &v6_bs[0], PathKind::P2p, "IPv6 alone");
     assert!(seen.path.endpoint.unwrap().is_ipv6());
     let seen = direct(&v6_as[0], peer_node, PathKind::P2p, "IPv6 alone and dual stack");

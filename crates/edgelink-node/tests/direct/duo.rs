@@ -46,6 +46,8 @@ pub(crate) struct Setup {
     pub(crate) behind: [Option<usize>; 2],
     pub(crate) nats: Vec<Nat>,
     pub(crate) addresses: [Ipv4Addr; 2],
+    /// The id of their network.
+    pub(crate) network: u32,
 }
 
 impl Setup {
@@ -58,6 +60,7 @@ impl Setup {
             behind: [Some(0), Some(1)],
             nats: vec![Nat::named([203, 0, 114, 1].into(), a), Nat::named([203, 0, 114, 2].into(), b)],
             addresses: [[192, 168, 1, 10].into(), [192, 168, 2, 20].into()],
+            network: 7,
         }
     }
 }
@@ -100,6 +103,7 @@ pub(crate) struct Duo {
     queue: BTreeMap<(Duration, u64), (usize, What)>,
     seq: u64,
     pub(crate) nats: Vec<Nat>,
+    network: u32,
     stun: Stun,
     controller_forwards: bool,
     /// Every datagram that a node sent: when, who, whereto, what.
@@ -164,6 +168,7 @@ impl Duo {
             queue: BTreeMap::new(),
             seq: 0,
             nats: setup.nats,
+            network: setup.network,
             stun: setup.stun,
             controller_forwards: setup.controller_forwards,
             sent: Vec::new(),
@@ -195,14 +200,14 @@ impl Duo {
                 machine_pub: machine(1 - index).public().0.to_vec(),
                 statement: announce.statement.to_vec(),
                 signature: announce.signature.to_vec(),
-                addresses: identity(1 - index).addresses,
+                addresses: identity(1 - index, self.network).addresses,
                 online: true,
                 ..Default::default()
             };
             let config = proto::Config {
                 version: 1,
                 network: Some(proto::Network {
-                    id: 7,
+                    id: self.network,
                     name: "default".to_owned(),
                     subnets: vec![proto::Prefix { address: vec![10, 7, 0, 0], length: 24 }],
                 }),
@@ -231,8 +236,11 @@ impl Duo {
         let challenge = proto::AuthResponse { challenge: vec![9; 32], server_time_ms, ..Default::default() };
         self.control(index, ControlMessage::AuthResponse(challenge));
         let tokens = proto::Tokens { relay_token: "token".to_owned(), ..Default::default() };
-        let admission =
-            proto::AuthResponse { identity: Some(identity(index)), tokens: Some(tokens), ..Default::default() };
+        let admission = proto::AuthResponse {
+            identity: Some(identity(index, self.network)),
+            tokens: Some(tokens),
+            ..Default::default()
+        };
         self.control(index, ControlMessage::AuthResponse(admission));
     }
 
@@ -666,10 +674,10 @@ fn overlay(index: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 7, 0, 100 + index as u8)
 }
 
-fn identity(index: usize) -> proto::NodeIdentity {
+fn identity(index: usize, network_id: u32) -> proto::NodeIdentity {
     proto::NodeIdentity {
         node_id: id(index).0,
-        network_id: 7,
+        network_id,
         name: format!("node-{index}"),
         addresses: vec![overlay(index).octets().to_vec()],
     }
