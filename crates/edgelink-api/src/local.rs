@@ -487,8 +487,21 @@ pub struct Path {
     pub via_relay_id: Option<ServerId>,
     /// The peer's address, for `lan` and `p2p`.
     pub endpoint: Option<SocketAddr>,
+    /// `udp` or `tcp`, for `lan` and `p2p`.
+    #[serde(default)]
+    pub transport: Option<Transport>,
     /// End-to-end round trip in ms.
     pub rtt_ms: Option<f64>,
+}
+
+/// What carries the frames of a direct path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// Datagrams.
+    Udp,
+    /// A stream, on a local network where UDP does not get through.
+    Tcp,
 }
 
 /// A path to a peer, in use or not (`edgelink paths`).

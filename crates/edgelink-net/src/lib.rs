@@ -6,6 +6,7 @@
 //! - [`tls`] makes rustls configurations: own CA, native roots, or an SPKI pin.
 //! - [`ws`] dials ([`ws::dial`]) and accepts ([`ws::upgrade_response`], [`ws::accept`]) WebSockets.
 //! - [`server`] listens, does TLS and HTTP, and limits unauthenticated connections.
+//! - [`plain`] is a connection without either, between neighbours.
 //! - [`tcp`] and [`conn`] are the sockets below; [`pace`] says how much to write to one at once.
 //!
 //! Nothing here knows a frame of the WSS-Mesh protocol, a token, or a node.
@@ -14,6 +15,7 @@
 
 pub mod conn;
 pub mod pace;
+pub mod plain;
 mod proxy;
 pub mod server;
 mod socket;

@@ -251,6 +251,7 @@ impl Node {
             let probe = edgelink_wire::probe::Probe::parse(plaintext).map_err(|_| Drop::Malformed)?;
             self.path_pong(from, probe, way, now);
             self.punch_pong(from, probe, way, now);
+            self.stream_pong(from, probe, way, now);
             self.handle_pong(from, probe, now);
             self.gateway_back(from, now);
             Ok(())
@@ -262,6 +263,7 @@ impl Node {
         let sessions = self.sessions.as_mut().ok_or(Drop::UnknownKey)?;
         match sessions.open(raw, now.mono) {
             Ok(opened) => {
+                self.note_stream_frame(opened.peer, way, now)?;
                 let peer = self.peers.get_mut(opened.peer).ok_or(Drop::UnknownKey)?;
                 peer.last_rx = Some(now.mono);
                 peer.undeliverable = None;

@@ -131,6 +131,7 @@ impl Node {
         if self.network.is_none() {
             return;
         }
+        self.neighbours_changed(now);
         self.start_direct();
         if self.direct.port.is_none() {
             return;

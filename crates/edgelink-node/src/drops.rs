@@ -42,6 +42,8 @@ reasons! {
     UnknownKey = "unknown_key",
     /// By UDP: nothing of this protocol.
     ForeignDatagram = "foreign_datagram",
+    /// By TCP: a connection that was not taken, or was not authenticated by whom it claimed to be from.
+    RefusedStream = "refused_stream",
     /// From a relay: authentication failed.
     BadTag = "bad_tag",
     /// From a relay: seen before, or too old for the replay window.

@@ -185,7 +185,7 @@ impl Node {
         }
         let overlay = self.inside();
         let mut candidates: Vec<(u32, SocketAddr)> = Vec::new();
-        let mut mapped = Vec::new();
+        let (mut mapped, mut lan) = (Vec::new(), Vec::new());
         for endpoint in message.endpoints.iter().take(8 * MAX_ENDPOINTS) {
             let (Some(ip), Ok(port)) = (ip(&endpoint.ip), u16::try_from(endpoint.port)) else { continue };
             let address = SocketAddr::new(ip.to_canonical(), port);
@@ -195,12 +195,15 @@ impl Node {
                 candidates.push((endpoint.priority, address));
                 if endpoint.kind == i32::from(proto::endpoint::Kind::Stun) {
                     mapped.push(address);
+                } else if endpoint.kind == i32::from(proto::endpoint::Kind::Lan) {
+                    lan.push(address);
                 }
             }
         }
         candidates.sort_by_key(|(priority, _)| *priority);
         candidates.truncate(MAX_ENDPOINTS);
         mapped.truncate(MAX_ENDPOINTS);
+        lan.truncate(MAX_ENDPOINTS);
         let half_way = self.half_way(from);
         let sockets = self.sockets_for(from);
         let largest = self.config.p2p.mtu;
@@ -213,6 +216,8 @@ impl Node {
             peer.is_blocked = message.nat_name == "udp_blocked";
             peer.nat = (Behaviour::from_name(&message.nat_mapping), Behaviour::from_name(&message.nat_filtering));
             peer.mapped = mapped;
+            peer.neighbour.learn(lan);
+            self.arm_neighbour(from, now);
         }
         let may_spray = self.may_spray(from);
         let Some(peer) = self.peers.get_mut(from) else { return };

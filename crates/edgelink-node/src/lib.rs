@@ -23,6 +23,7 @@ mod endpoints;
 mod hearing;
 mod latency;
 mod link;
+mod neighbours;
 mod p2p_status;
 mod path_report;
 mod paths;
@@ -35,6 +36,7 @@ mod roaming;
 mod routing;
 mod sockets;
 mod status;
+mod streams;
 mod timers;
 mod udp;
 mod waiting;
@@ -62,7 +64,7 @@ use link::Link;
 use peers::Peers;
 use relays::Relay;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use timers::{Timer, Timers};
 use zeroize::Zeroizing;
@@ -141,6 +143,11 @@ pub enum Event {
         /// Which.
         socket: SocketId,
     },
+    /// Listen for TCP at exactly these addresses from now on, and offer what connects to [`Node::stream_accepted`].
+    Listen {
+        /// Of interfaces; none: nowhere.
+        addresses: Vec<SocketAddr>,
+    },
     /// [`Node::poll_datagram`] has something. Told once until it has returned `None`.
     Datagrams,
     /// Write this IP packet to the TUN: an answer to one of ours that is too large for its path.
@@ -209,6 +216,7 @@ pub struct Node {
     control: Control,
     relays: BTreeMap<ServerId, Relay>,
     links: BTreeMap<LinkId, Link>,
+    streams: streams::Streams,
     next_link: u64,
     /// What the connected relays offer, the same for all peers.
     relay_ways: Vec<RelayWay>,
@@ -260,6 +268,7 @@ impl Node {
             control: Control::default(),
             relays: BTreeMap::new(),
             links: BTreeMap::new(),
+            streams: streams::Streams::default(),
             next_link: 1,
             relay_ways: Vec::new(),
             routing: routing::Routing::default(),
@@ -317,6 +326,8 @@ impl Node {
                 Timer::Ping(ping) => self.pings.forget(ping),
                 Timer::Path(peer) => self.path_timeout(peer, now),
                 Timer::Punch(peer) => self.punch_timeout(peer, now, rng),
+                Timer::Neighbour(peer) => self.neighbour_timeout(peer, now),
+                Timer::Stream(link) => self.stream_timeout(link, now),
                 Timer::Tell(peer) => self.tell_timeout(peer, now),
                 Timer::Stun => self.stun_timeout(now, rng),
                 Timer::Window(peer) => self.window_timeout(peer, now),
@@ -333,6 +344,7 @@ impl Node {
         match self.links.get(&link).map(|l| l.target()) {
             Some(Target::Control) => self.control_connected(link, now),
             Some(Target::Relay { id, .. }) => self.relay_connected(*id, link, now),
+            Some(Target::Neighbour { .. }) => self.stream_connected(link, now),
             None => self.events.push_back(Event::Close { link, last: None }),
         }
     }
@@ -343,6 +355,7 @@ impl Node {
         match gone.target() {
             Target::Control => self.control_closed(reason, now, rng),
             Target::Relay { id, .. } => self.relay_closed(*id, reason, now, rng),
+            Target::Neighbour { .. } => self.stream_closed(link, reason, now),
         }
         self.send_orphans(std::mem::take(gone.waiting()), now);
     }
@@ -363,7 +376,8 @@ impl Node {
                 let id = *id;
                 self.handle_relay_message(id, link, message, now, rng, tun);
             }
-            None => {}
+            // [`Self::handle_stream`]
+            Some(Target::Neighbour { .. }) | None => {}
         }
     }
 

@@ -1,15 +1,28 @@
-//! One connection to the controller or a relay, and what waits to be written to it.
+//! One connection to the controller, a relay or a neighbour, and what waits to be written to it.
 
 use crate::waiting::Queue;
 use crate::{Drop, Event, Node};
 use bytes::{Bytes, BytesMut};
 use edgelink_model::{Now, ServerId};
+use edgelink_path::StreamId;
 use edgelink_wire::data;
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 
 /// Name of one connection; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(u64);
+
+impl LinkId {
+    /// As paths name a connection to a neighbour.
+    pub(crate) fn stream(self) -> StreamId {
+        StreamId(self.0)
+    }
+
+    pub(crate) fn of_stream(stream: StreamId) -> Self {
+        Self(stream.0)
+    }
+}
 
 /// Where a connection leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +37,11 @@ pub enum Target {
         url: String,
         /// Path to use with an empty URL.
         path: String,
+    },
+    /// A neighbour, by plain TCP: what is sealed end to end needs no other cover.
+    Neighbour {
+        /// The address at the other end.
+        address: SocketAddr,
     },
 }
 
@@ -119,10 +137,16 @@ impl Link {
 impl Node {
     /// Asks the shell to dial, and returns the link's name.
     pub(crate) fn dial(&mut self, target: Target) -> LinkId {
+        let id = self.new_link(target.clone());
+        self.events.push_back(Event::Dial { link: id, target });
+        id
+    }
+
+    pub(crate) fn new_link(&mut self, target: Target) -> LinkId {
         let id = LinkId(self.next_link);
         self.next_link += 1;
         let link = Link {
-            target: target.clone(),
+            target,
             control: VecDeque::new(),
             data: VecDeque::new(),
             queued: 0,
@@ -132,7 +156,6 @@ impl Node {
             waiting: Queue::new(),
         };
         self.links.insert(id, link);
-        self.events.push_back(Event::Dial { link: id, target });
         id
     }
 
@@ -173,7 +196,7 @@ impl Node {
         }
     }
 
-    /// The next WebSocket message for a link; call until `None`. Call it when the link can take one, not before: what
+    /// The next WebSocket message for a link, or bytes for a neighbour's stream; call until `None`. Call it when the link can take one, not before: what
     /// waits here is still subject to the queues' bounds, and packets of sparse flows go ahead of others until they are taken.
     pub fn poll_transmit(&mut self, id: LinkId, now: Now) -> Option<Bytes> {
         if self.links.get(&id)?.control.is_empty() {

@@ -13,7 +13,8 @@ impl Node {
         let Some(peer) = self.peers.get(id) else { return };
         let view = self.path_view(peer).filter(|view| view.way.is_direct());
         let endpoint = view.and_then(|view| view.way.remote()).map(|remote| {
-            let kind = if view.is_some_and(|view| view.way.class() == edgelink_path::Class::Lan) {
+            let lan = |class| matches!(class, edgelink_path::Class::Lan | edgelink_path::Class::LanTcp);
+            let kind = if view.is_some_and(|view| lan(view.way.class())) {
                 proto::endpoint::Kind::Lan
             } else {
                 proto::endpoint::Kind::Unknown

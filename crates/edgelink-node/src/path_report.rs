@@ -1,7 +1,7 @@
 //! What `edgelink paths PEER` shows: every path to a peer, and why it is used or not (DESIGN §5, §7).
 
 use crate::{Node, control};
-use edgelink_api::local::{KnownPath, Path, PathKind, PathState};
+use edgelink_api::local::{KnownPath, Path, PathKind, PathState, Transport};
 use edgelink_model::{NodeId, Now, ServerId};
 use edgelink_path::{Class, Hops, PeerPaths, Standing, View, Way};
 use std::time::Duration;
@@ -62,6 +62,7 @@ fn why_used(view: &View, all: &[View], advised: bool, measuring: bool) -> String
     match view.way.class() {
         _ if all.len() == 1 => "the only one".to_owned(),
         Class::Lan => "direct on the local network".to_owned(),
+        Class::LanTcp => "direct on the local network by TCP, since UDP does not get through".to_owned(),
         Class::P2p => "direct, which is preferred to relays".to_owned(),
         Class::Relay if others(|other, own| other < own) => "direct paths are dead".to_owned(),
         Class::Relay if advised => "the best according to the controller's measurements".to_owned(),
@@ -78,6 +79,7 @@ fn why_not(view: &View, used: &View, measuring: bool) -> String {
         (Standing::Dead, ..) if !view.way.is_direct() => "no answer, or the relay does not have the peer".to_owned(),
         (Standing::Dead, ..) => "no answer".to_owned(),
         (Standing::Doubted, ..) => "answers are missing".to_owned(),
+        _ if view.way.class() == Class::LanTcp && used.way.class() == Class::Lan => "UDP is preferred".to_owned(),
         _ if view.way.class() > used.way.class() => "direct paths are preferred".to_owned(),
         (_, Some(own), Some(best)) if own >= best => format!("slower by {:.1} ms", ms(own - best)),
         (_, Some(own), Some(best)) => format!("faster by {:.1} ms, not yet by enough", ms(best - own)),
@@ -89,7 +91,7 @@ fn why_not(view: &View, used: &View, measuring: bool) -> String {
 pub(crate) fn path_of(view: &View) -> Path {
     Path {
         kind: match view.way.class() {
-            Class::Lan => PathKind::Lan,
+            Class::Lan | Class::LanTcp => PathKind::Lan,
             Class::P2p => PathKind::P2p,
             Class::Relay if view.mesh => PathKind::Mesh,
             Class::Relay => PathKind::Relay,
@@ -97,6 +99,11 @@ pub(crate) fn path_of(view: &View) -> Path {
         relay_id: view.way.relay(),
         via_relay_id: view.via,
         endpoint: view.way.remote(),
+        transport: match view.way {
+            Way::Udp { .. } => Some(Transport::Udp),
+            Way::Tcp { .. } => Some(Transport::Tcp),
+            Way::Relay { .. } => None,
+        },
         rtt_ms: view.rtt.map(ms),
     }
 }

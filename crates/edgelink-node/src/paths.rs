@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// What is written to first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// A relay's connection.
+    /// A relay's connection, or a neighbour's.
     Link(LinkId),
     /// A datagram.
     Udp(SocketId, SocketAddr),
@@ -239,6 +239,10 @@ impl Node {
                 relay.link().filter(|_| relay.connected()).map(Exit::Link)
             }
             Way::Udp { socket, remote, .. } => Some(Exit::Udp(socket, remote)),
+            Way::Tcp { stream, .. } => {
+                let link = LinkId::of_stream(stream);
+                self.links.contains_key(&link).then_some(Exit::Link(link))
+            }
         }
     }
 
@@ -347,6 +351,7 @@ impl Node {
                 self.send_keepalive(socket, remote, now);
             }
         }
+        self.tidy_streams(id, now);
         self.check_direct(id, had_direct, now);
         self.arm_path(id);
         self.gateway_judged(id, now);

@@ -2,6 +2,7 @@
 
 use crate::announce::Announce;
 use crate::control::{ip, printable};
+use crate::neighbours::Neighbour;
 use crate::timers::Timer;
 use crate::{Drop, Node};
 use edgelink_auth::{MachinePublic, SignedStatement};
@@ -50,6 +51,8 @@ pub(crate) struct Peer {
     pub(crate) arrivals: Arrivals,
     /// The search for a direct path, while there is one.
     pub(crate) punch: Option<Box<Punch>>,
+    /// As one that can be reached in a local network.
+    pub(crate) neighbour: Neighbour,
     /// It wants no direct paths.
     pub(crate) refuses_direct: bool,
     /// No UDP gets through to it.
@@ -214,6 +217,8 @@ impl Node {
         for timer in [Timer::Announce(id), Timer::Path(id), Timer::Window(id), Timer::Punch(id), Timer::Tell(id)] {
             self.timers.clear(timer);
         }
+        self.timers.clear(Timer::Neighbour(id));
+        self.forget_streams(id);
         self.close_idle_sockets(id);
         if let Some(sessions) = &mut self.sessions {
             sessions.remove_peer(id);
@@ -267,6 +272,7 @@ impl Peer {
             paths: None,
             arrivals: Arrivals::default(),
             punch: None,
+            neighbour: Neighbour::default(),
             refuses_direct: false,
             is_blocked: false,
             nat: (Behaviour::Unknown, Behaviour::Unknown),

@@ -20,6 +20,7 @@ impl Node {
         if !self.config.p2p.enabled || self.direct.port.is_none() {
             return;
         }
+        self.arm_neighbour(id, now);
         let sockets = self.sockets_for(id);
         let largest = self.config.p2p.mtu;
         let Some(peer) = self.peers.get_mut(id) else { return };
@@ -41,7 +42,12 @@ impl Node {
         punch.set_may_spray(may_spray);
         let before = punch.state();
         punch.handle_timeout(&sockets, now.mono);
-        if let PunchState::Waiting(at) = punch.state() {
+        if peer.paths.as_ref().is_some_and(|paths| paths.has_direct())
+            && matches!(punch.state(), PunchState::Waiting(_))
+        {
+            // By TCP: `send_knock` tells when UDP gets through.
+            punch.done();
+        } else if let PunchState::Waiting(at) = punch.state() {
             if at <= now.mono && talking {
                 punch.want(&sockets, now.mono);
             } else if at <= now.mono {
@@ -183,29 +189,38 @@ impl Node {
             return;
         };
         if let Proof::Usable { rtt, limit, .. } = proof {
-            let (keepalive, largest) = (self.config.p2p.keepalive, self.config.p2p.mtu);
-            let (advice, ways) = (peer.advice, &self.relay_ways);
-            let paths = peer.paths.get_or_insert_with(|| {
-                // What there is when the direct path ends.
-                let mut paths = PeerPaths::new();
-                paths.set_advice(advice, now.mono);
-                paths.set_relays(ways, now.mono);
-                Box::new(paths)
-            });
-            paths.set_keepalive(keepalive);
-            paths.set_largest(largest);
-            let first = !paths.has_direct();
-            paths.add_direct(way, rtt, limit, now.mono);
-            if let Some(punch) = &mut peer.punch {
-                punch.settle(now.mono);
-            }
-            if first {
-                tracing::debug!(peer = %id, ?way, ?rtt, limit, "direct path");
-                self.report_direct(id, now);
-            }
-            self.arm_path(id);
+            self.add_direct_path(id, way, rtt, Some(limit), now);
         }
         self.timers.set_earlier(Timer::Punch(id), now.mono);
+    }
+
+    /// A direct way is proved.
+    pub(crate) fn add_direct_path(&mut self, id: NodeId, way: Way, rtt: Duration, limit: Option<u16>, now: Now) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let (keepalive, largest) = (self.config.p2p.keepalive, self.config.p2p.mtu);
+        let (advice, ways) = (peer.advice, &self.relay_ways);
+        let paths = peer.paths.get_or_insert_with(|| {
+            // What there is when the direct path ends.
+            let mut paths = PeerPaths::new();
+            paths.set_advice(advice, now.mono);
+            paths.set_relays(ways, now.mono);
+            Box::new(paths)
+        });
+        paths.set_keepalive(keepalive);
+        paths.set_largest(largest);
+        let before = paths.way().map(Way::class);
+        let first = !paths.has_direct();
+        paths.add_direct(way, rtt, limit, now.mono);
+        let better = paths.way().map(Way::class) < before;
+        if let Some(punch) = &mut peer.punch {
+            punch.settle(now.mono);
+            self.timers.set_earlier(Timer::Punch(id), now.mono);
+        }
+        if first || better {
+            tracing::debug!(peer = %id, ?way, ?rtt, limit, "direct path");
+            self.report_direct(id, now);
+        }
+        self.arm_path(id);
     }
 
     /// Direct paths to a peer end.
@@ -213,6 +228,8 @@ impl Node {
         let Some(peer) = self.peers.get_mut(id) else { return };
         peer.punch = None;
         self.timers.clear(Timer::Punch(id));
+        self.forget_streams(id);
+        let Some(peer) = self.peers.get_mut(id) else { return };
         if let Some(paths) = &mut peer.paths {
             paths.remove_direct(|_| true, now.mono);
             self.arm_path(id);

@@ -20,6 +20,7 @@ impl Node {
             match self.links.get(link).map(|link| link.target()) {
                 Some(Target::Control) => self.drop_control(*link, STRANDED, now, rng),
                 Some(Target::Relay { id, .. }) => self.drop_relay(*id, *link, STRANDED, now, rng),
+                Some(Target::Neighbour { .. }) => self.close_stream(*link, STRANDED, now),
                 None => {}
             }
         }

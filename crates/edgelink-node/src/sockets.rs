@@ -36,6 +36,7 @@ impl Node {
         if self.direct.socket == Some(socket) {
             self.direct.port = Some(port);
             self.direct.problem = None;
+            self.listen();
             self.discover(now);
             self.restart_searches(false, now);
         } else if let Some(extra) = self.direct.extras.get_mut(&socket) {
@@ -86,6 +87,8 @@ impl Node {
     fn forget_sockets(&mut self, now: Now) {
         self.direct.socket = None;
         self.direct.port = None;
+        self.listen();
+        self.forget_all_streams();
         self.direct.queue.clear();
         self.direct.nats = Default::default();
         self.timers.clear(Timer::Stun);

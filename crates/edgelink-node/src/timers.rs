@@ -4,6 +4,7 @@ use edgelink_model::{NodeId, ServerId};
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
+use crate::link::LinkId;
 use crate::ping::PingId;
 
 /// Why the node wants to be woken.
@@ -21,6 +22,10 @@ pub(crate) enum Timer {
     Path(NodeId),
     /// Look for a direct path to a peer.
     Punch(NodeId),
+    /// Dial a peer in the local network by TCP, or see whether UDP gets through to it by now.
+    Neighbour(NodeId),
+    /// A connection to a neighbour has not authenticated in time, or is to be looked at.
+    Stream(LinkId),
     /// Tell a peer our endpoints, whether or not an additional socket's mapping is known.
     Tell(NodeId),
     /// Ask STUN servers.

@@ -36,6 +36,11 @@ impl Growth {
         Self { next: (limit < largest).then(|| now + FIRST), ..Self::default() }
     }
 
+    /// The same for what is known of a path; a stream has no limit.
+    pub(crate) fn of(limit: Option<u16>, largest: u16, now: Instant) -> Self {
+        limit.map_or_else(Self::default, |limit| Self::begin(limit, largest, now))
+    }
+
     /// When the next attempt is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.next

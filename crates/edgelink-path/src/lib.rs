@@ -41,7 +41,7 @@ pub use peer::{PeerPaths, Probe, Sending, View};
 pub use punch::{ATTEMPT, ATTEMPTS, Proof, Punch, PunchProbe, PunchState, RETRY_AFTER};
 pub use rank::{Evidence, MIN_GAIN, Rank, Standing, is_better};
 pub use spray::{SPRAY_FOR, SPRAY_SOCKETS, Spray};
-pub use way::{Advice, Class, Hops, PathId, RelayWay, SocketId, Way};
+pub use way::{Advice, Class, Hops, PathId, RelayWay, SocketId, StreamId, Way};
 
 use std::time::Duration;
 

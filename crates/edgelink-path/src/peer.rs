@@ -25,7 +25,7 @@ pub struct Sending {
     pub first: Option<Way>,
     /// The same sealed bytes also go here.
     pub second: Option<Way>,
-    /// The largest IP packet that both carry; `None` when neither is a direct path.
+    /// The largest IP packet that both carry; `None` when neither is a direct path by UDP.
     pub limit: Option<u16>,
     /// [`PeerPaths::poll_timeout`] has moved.
     pub woken: bool,
@@ -58,7 +58,7 @@ pub struct View {
     pub rtt: Option<Duration>,
     /// Through two relays, as far as is known.
     pub mesh: bool,
-    /// The largest IP packet that a direct path carries.
+    /// The largest IP packet that a direct path by UDP carries.
     pub limit: Option<u16>,
     /// The second relay, when the controller named it.
     pub via: Option<ServerId>,
@@ -239,15 +239,15 @@ impl PeerPaths {
         self.reschedule(now);
     }
 
-    /// Adds a direct path that a probe of `limit` bytes and its PONG have proved, and takes it if it is of a better class.
-    /// Of more than [`MAX_DIRECT`] the worst is forgotten.
-    pub fn add_direct(&mut self, way: Way, rtt: Duration, limit: u16, now: Instant) {
+    /// Adds a direct path that a probe of `limit` bytes (`None`: a stream, which carries what it is given) and its PONG have
+    /// proved, and takes it if it is of a better class. Of more than [`MAX_DIRECT`] the worst is forgotten.
+    pub fn add_direct(&mut self, way: Way, rtt: Duration, limit: Option<u16>, now: Instant) {
         self.last_proof = Some(now);
         if let Some(path) = self.paths.iter_mut().find(|path| path.way == way) {
             path.standing = Standing::Alive;
             path.misses = 0;
-            path.limit = path.limit.max(Some(limit));
-            path.growth = Growth::begin(path.limit.unwrap_or(limit), self.largest, now);
+            path.limit = path.limit.max(limit);
+            path.growth = Growth::of(path.limit, self.largest, now);
             self.find_standby();
             return self.reschedule(now);
         }
@@ -255,8 +255,8 @@ impl PeerPaths {
         let id = PathId(self.last_id);
         let mut path = Path::new(id, way, None);
         path.standing = Standing::Alive;
-        path.limit = Some(limit);
-        path.growth = Growth::begin(limit, self.largest, now);
+        path.limit = limit;
+        path.growth = Growth::of(limit, self.largest, now);
         path.rtt.add(rtt);
         path.last_probe = Some(now);
         self.paths.push(path);
@@ -288,7 +288,7 @@ impl PeerPaths {
         self.paths.iter().any(|path| path.way == way)
     }
 
-    /// Whether there is a direct path that is not dead.
+    /// Whether there is a direct path, by UDP or TCP, that is not dead.
     pub fn has_direct(&self) -> bool {
         self.paths.iter().any(|path| path.way.is_direct() && path.standing != Standing::Dead)
     }

@@ -27,7 +27,18 @@ pub enum Way {
         /// On a network that both are connected to.
         lan: bool,
     },
+    /// Straight to the peer by TCP, on a network that both are connected to.
+    Tcp {
+        /// The connection.
+        stream: StreamId,
+        /// The address at its other end: where the peer listens, when we have dialled.
+        remote: SocketAddr,
+    },
 }
+
+/// One TCP connection to a neighbour; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(pub u64);
 
 /// One of our UDP sockets; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,8 +56,10 @@ pub enum Hops {
 /// The classes of specification §1.3; the lower wins whatever the round trips are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// Direct on the local network.
+    /// Direct on the local network, by UDP.
     Lan,
+    /// The same by TCP, which does only where UDP does not get through.
+    LanTcp,
     /// Direct, through NATs or not.
     P2p,
     /// Through relays.
@@ -60,6 +73,7 @@ impl Way {
             Self::Relay { .. } => Class::Relay,
             Self::Udp { lan: true, .. } => Class::Lan,
             Self::Udp { lan: false, .. } => Class::P2p,
+            Self::Tcp { .. } => Class::LanTcp,
         }
     }
 
@@ -67,20 +81,20 @@ impl Way {
     pub fn relay(self) -> Option<ServerId> {
         match self {
             Self::Relay { relay, .. } => Some(relay),
-            Self::Udp { .. } => None,
+            Self::Udp { .. } | Self::Tcp { .. } => None,
         }
     }
 
     /// Whether it is direct.
     pub fn is_direct(self) -> bool {
-        matches!(self, Self::Udp { .. })
+        matches!(self, Self::Udp { .. } | Self::Tcp { .. })
     }
 
     /// The peer's address, of a direct way.
     pub fn remote(self) -> Option<SocketAddr> {
         match self {
             Self::Relay { .. } => None,
-            Self::Udp { remote, .. } => Some(remote),
+            Self::Udp { remote, .. } | Self::Tcp { remote, .. } => Some(remote),
         }
     }
 

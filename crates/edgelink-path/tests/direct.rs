@@ -4,7 +4,7 @@
 use edgelink_model::ServerId;
 use edgelink_path::{
     ATTEMPT, ATTEMPTS, Budget, Hops, MAX_DIRECT, NatDiscovery, NatName, PeerPaths, Proof, Punch, PunchProbe,
-    PunchState, RETRY_AFTER, RelayWay, SocketId, StunServer, Way,
+    PunchState, RETRY_AFTER, RelayWay, SocketId, StreamId, StunServer, Way,
 };
 use edgelink_wire::stun::binding::{Request, Response, Success};
 use edgelink_wire::stun::{Message, TransactionId};
@@ -37,18 +37,18 @@ fn a_better_class_is_taken_at_once_and_a_worse_one_never_while_it_lives() {
     let relay = RelayWay { relay: ServerId(1), hops: Hops::Any, expected: None };
     paths.set_relays(&[relay], now);
     paths.send(100, now);
-    paths.add_direct(udp(1, false), 300 * MS, 1400, now);
+    paths.add_direct(udp(1, false), 300 * MS, Some(1400), now);
     assert_eq!(paths.view().unwrap().way, udp(1, false), "however slow");
-    paths.add_direct(udp(2, true), 400 * MS, 1400, now);
+    paths.add_direct(udp(2, true), 400 * MS, Some(1400), now);
     assert_eq!(paths.view().unwrap().way, udp(2, true));
-    paths.add_direct(udp(3, false), MS, 1400, now);
+    paths.add_direct(udp(3, false), MS, Some(1400), now);
     assert_eq!(paths.view().unwrap().way, udp(2, true));
     paths.remove_direct(|way| way == udp(2, true), now);
     assert_eq!(paths.view().unwrap().way, udp(3, false), "the faster of its class");
     paths.remove_direct(|_| true, now);
     assert_eq!(paths.view().unwrap().way, Way::Relay { relay: ServerId(1), hops: Hops::Any });
     for n in 1..100 {
-        paths.add_direct(udp(n, false), MS, 1400, now);
+        paths.add_direct(udp(n, false), MS, Some(1400), now);
     }
     assert_eq!(paths.views().iter().filter(|view| view.way.is_direct()).count(), MAX_DIRECT);
 }
@@ -79,7 +79,7 @@ fn a_path_that_is_known_to_carry_less_is_asked_for_more_seldom_and_without_doubt
     let mut paths = PeerPaths::new();
     paths.set_largest(1400);
     paths.send(100, now);
-    paths.add_direct(udp(1, false), MS, 1211, now);
+    paths.add_direct(udp(1, false), MS, Some(1211), now);
     let limit = |paths: &PeerPaths| paths.view().unwrap().limit;
     let lost = play(&mut paths, 1211, now, 100 * SECOND);
     let at: Vec<u64> = lost.iter().map(|(at, _)| at.as_secs()).collect();
@@ -98,11 +98,43 @@ fn a_path_that_is_known_to_carry_less_is_asked_for_more_seldom_and_without_doubt
 }
 
 #[test]
+fn tcp_comes_after_udp_on_the_lan_and_before_all_else_and_carries_packets_of_any_size() {
+    let now = start();
+    let tcp = |n| Way::Tcp { stream: StreamId(n), remote: address("192.168.1.2:41641") };
+    let mut paths = PeerPaths::new();
+    let relay = RelayWay { relay: ServerId(1), hops: Hops::Any, expected: None };
+    paths.set_relays(&[relay], now);
+    paths.send(100, now);
+    paths.add_direct(udp(1, false), MS, Some(1200), now);
+    paths.add_direct(tcp(1), 300 * MS, None, now);
+    assert_eq!((paths.way(), paths.view().unwrap().limit), (Some(tcp(1)), None), "however slow");
+    assert_eq!(paths.send(60_000, now).limit, None);
+    paths.remove_direct(|way| way == udp(1, false), now);
+    // Probes are not padded, and their PONGs must come back by the same connection.
+    let later = now + SECOND;
+    paths.send(100, later);
+    paths.handle_timeout(later);
+    let probes: Vec<_> = std::iter::from_fn(|| paths.next_probe(later)).collect();
+    let probe = probes.iter().find(|probe| probe.way == tcp(1)).unwrap();
+    assert_eq!(probe.size, 0);
+    paths.probe_sent(probe.path, 7, later);
+    assert_eq!(paths.pong(probe.path, 7, tcp(2), later), None);
+    assert!(paths.pong(probe.path, 7, tcp(1), later).is_some());
+    // A relay stands by for it, and UDP takes its place at once.
+    paths.probe_all(later);
+    assert_eq!(paths.send(100, later).second, Some(Way::Relay { relay: ServerId(1), hops: Hops::Any }));
+    paths.add_direct(udp(2, true), 400 * MS, Some(1400), later);
+    assert_eq!(paths.way(), Some(udp(2, true)));
+    paths.remove_direct(|way| way == udp(2, true), later);
+    assert_eq!(paths.way(), Some(tcp(1)));
+}
+
+#[test]
 fn a_pong_of_a_direct_path_must_come_back_by_it() {
     let now = start();
     let mut paths = PeerPaths::new();
     paths.send(100, now);
-    paths.add_direct(udp(1, false), MS, 1400, now);
+    paths.add_direct(udp(1, false), MS, Some(1400), now);
     let later = now + SECOND;
     paths.handle_timeout(later);
     let probe = paths.next_probe(later).unwrap();

@@ -2,7 +2,7 @@
 
 use edgelink_api::local::{
     DaemonState, JoinedNetwork, KnownPath, LocalError, LocalErrorKind, Nat, NatBehaviour, NatName, Netcheck, Path,
-    PathKind, PathState, Peer, PingDone, PingReply, Route, RouteWhy, Status,
+    PathKind, PathState, Peer, PingDone, PingReply, Route, RouteWhy, Status, Transport,
 };
 use std::fmt::Write as _;
 
@@ -280,6 +280,9 @@ fn path(path: &Path) -> String {
         (PathKind::Relay, Some(relay), _, _) => format!("relay {relay}"),
         (PathKind::Mesh, Some(relay), Some(via), _) => format!("mesh {relay}-{via}"),
         (PathKind::Mesh, Some(relay), None, _) => format!("mesh {relay}-?"),
+        (PathKind::Lan, _, _, Some(endpoint)) if path.transport == Some(Transport::Tcp) => {
+            format!("lan tcp:{endpoint}")
+        }
         (PathKind::Lan, _, _, Some(endpoint)) => format!("lan {endpoint}"),
         (PathKind::P2p, _, _, Some(endpoint)) => format!("p2p {endpoint}"),
         _ => "none".to_owned(),
@@ -359,7 +362,7 @@ a-longer-name  3   10.0.1.3  no      relay 1  1.2 ms  1.5 s ago  1.5 KiB  12 B
                 relay_id: Some(ServerId(relay)),
                 via_relay_id: via.map(ServerId),
                 rtt_ms: rtt,
-                endpoint: None,
+                ..Path::default()
             },
             relay_name: Some(format!("r{relay}")),
             via_relay_name: via.map(|via| format!("r{via}")),

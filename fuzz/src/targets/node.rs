@@ -113,6 +113,7 @@ fn follow(world: &mut World) {
             match target {
                 Target::Control => world.control = Some(link),
                 Target::Relay { .. } => world.relay = Some(link),
+                Target::Neighbour { .. } => panic!("direct paths are disabled"),
             }
             world.connected(link);
         }

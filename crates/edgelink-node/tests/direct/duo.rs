@@ -77,13 +77,38 @@ struct Host {
     /// Open sockets and their ports.
     sockets: BTreeMap<SocketId, u16>,
     next_port: u16,
+    /// Where it listens for TCP.
+    listening: Vec<SocketAddr>,
+    /// Ends of TCP connections that are open, with what has come and was not taken yet.
+    streams: BTreeMap<LinkId, (Far, Vec<u8>)>,
+    /// Dialled neighbours, with the time.
+    dialled: Vec<(Duration, SocketAddr)>,
     /// IP packets of the core's own making for the TUN.
     complaints: Vec<Vec<u8>>,
     /// Payloads that came out of the TUN, with the time.
     received: Vec<(Duration, u32)>,
 }
 
+/// The other end of a TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Far {
+    /// Of the other host.
+    Host(LinkId),
+    /// A test plays it: what is written there is kept under this number.
+    Test(usize),
+}
+
 enum What {
+    /// A neighbour's SYN.
+    Connect {
+        link: LinkId,
+        from: SocketAddr,
+        to: SocketAddr,
+    },
+    /// The answer to it: the other end's link, or a refusal.
+    Connected(LinkId, Option<LinkId>),
+    Bytes(LinkId, Vec<u8>),
+    Closed(LinkId),
     /// Frames from the relay.
     Relay(Vec<u8>),
     Control(Box<ControlMessage>),
@@ -114,7 +139,20 @@ pub(crate) struct Duo {
     pub(crate) narrow: Option<usize>,
     /// UDP between the two vanishes.
     pub(crate) cut: bool,
+    /// So does TCP, or it is refused as if nobody listened.
+    pub(crate) tcp_cut: bool,
+    pub(crate) tcp_refused: bool,
+    /// From SYN to SYN-ACK.
+    pub(crate) tcp_delay: Duration,
+    /// What is written to TCP connections is kept from the other end.
+    pub(crate) swallow_streams: bool,
+    /// What the nodes wrote to the connections that tests have made, and whether they have closed them.
+    pub(crate) to_test: Vec<(Vec<u8>, bool)>,
     next_payload: u32,
+    /// Numbers of the packets, with who sent them.
+    numbers: Vec<(usize, u32)>,
+    /// What was written to TCP connections between the two, with who wrote it.
+    said: Vec<(usize, Vec<u8>)>,
     /// Bytes of the packets that are sent.
     pub(crate) size: u16,
     /// Hosts that sleep: what comes is lost, and no deadline is met.
@@ -157,6 +195,9 @@ impl Duo {
                 announced: None,
                 sockets: BTreeMap::new(),
                 next_port: 50_000,
+                listening: Vec::new(),
+                streams: BTreeMap::new(),
+                dialled: Vec::new(),
                 complaints: Vec::new(),
                 received: Vec::new(),
             }
@@ -175,7 +216,14 @@ impl Duo {
             relayed: 0,
             narrow: None,
             cut: false,
+            tcp_cut: false,
+            tcp_refused: false,
+            tcp_delay: 2 * LAN_DELAY,
+            swallow_streams: false,
+            to_test: Vec::new(),
             next_payload: 0,
+            numbers: Vec::new(),
+            said: Vec::new(),
             size: 1400,
             asleep: [false; 2],
             dead: BTreeSet::new(),
@@ -325,6 +373,7 @@ impl Duo {
     pub(crate) fn send_sized(&mut self, from: usize, size: u16, whole: bool) -> u32 {
         self.next_payload += 1;
         let payload = self.next_payload;
+        self.numbers.push((from, payload));
         let mut frame = [vec![0; 10], packet(from, payload, size, whole)].concat();
         let now = self.now();
         self.hosts[from].node.handle_tun(&mut frame, now);
@@ -339,6 +388,72 @@ impl Duo {
 
     pub(crate) fn open_sockets(&self, index: usize) -> usize {
         self.hosts[index].sockets.len()
+    }
+
+    /// TCP connections that a node has, whoever has dialled.
+    pub(crate) fn open_streams(&self, index: usize) -> usize {
+        self.hosts[index].streams.len()
+    }
+
+    pub(crate) fn listening(&self, index: usize) -> &[SocketAddr] {
+        &self.hosts[index].listening
+    }
+
+    /// Neighbours that a node has dialled, with the time.
+    pub(crate) fn dialled(&self, index: usize) -> &[(Duration, SocketAddr)] {
+        &self.hosts[index].dialled
+    }
+
+    /// Numbers of the packets that a host has sent.
+    pub(crate) fn sent_by(&self, index: usize) -> Vec<u32> {
+        self.numbers.iter().filter(|(from, _)| *from == index).map(|(_, number)| *number).collect()
+    }
+
+    pub(crate) fn paths(&self, index: usize) -> Vec<edgelink_api::local::KnownPath> {
+        self.hosts[index].node.paths_to(id(1 - index), self.now())
+    }
+
+    /// All TCP connections between the two are reset.
+    pub(crate) fn reset_streams(&mut self) {
+        for index in 0..2 {
+            for link in self.hosts[index].streams.keys().copied().collect::<Vec<_>>() {
+                self.push(Duration::ZERO, index, What::Closed(link));
+            }
+        }
+        self.advance(Duration::ZERO);
+    }
+
+    /// Something that is no frame comes over the TCP connections to the second host.
+    pub(crate) fn corrupt_streams(&mut self) {
+        for link in self.hosts[1].streams.keys().copied().collect::<Vec<_>>() {
+            self.push(Duration::ZERO, 1, What::Bytes(link, vec![0xff; 100]));
+        }
+        self.advance(2 * LAN_DELAY);
+    }
+
+    /// A stranger connects to a node; its place in [`Self::to_test`], if it is let in.
+    pub(crate) fn stranger(&mut self, index: usize, from: SocketAddr) -> Option<usize> {
+        let now = self.now();
+        let link = self.hosts[index].node.stream_accepted(from, now)?;
+        self.to_test.push((Vec::new(), false));
+        let number = self.to_test.len() - 1;
+        self.hosts[index].streams.insert(link, (Far::Test(number), Vec::new()));
+        Some(number)
+    }
+
+    /// The stranger says something.
+    pub(crate) fn say(&mut self, index: usize, stranger: usize, bytes: &[u8]) {
+        let mut ends = self.hosts[index].streams.iter();
+        if let Some(link) = ends.find(|(_, (far, _))| *far == Far::Test(stranger)).map(|(link, _)| *link) {
+            self.push(Duration::ZERO, index, What::Bytes(link, bytes.to_vec()));
+        }
+        self.advance(Duration::ZERO);
+    }
+
+    /// What a node says when it dials, and to whom it is said: the frames of the hello.
+    pub(crate) fn hello(&mut self, index: usize) -> Option<Vec<u8>> {
+        let said: Vec<&Vec<u8>> = self.said.iter().filter(|(from, _)| *from == index).map(|(_, said)| said).collect();
+        said.first().map(|said| (*said).clone())
     }
 
     pub(crate) fn received(&self, index: usize) -> &[(Duration, u32)] {
@@ -457,6 +572,40 @@ impl Duo {
             What::Dialled(link) if self.hosts[index].control == Some(link) => self.admit(index),
             What::Dialled(link) if self.hosts[index].relay == Some(link) => self.connect_relay(index),
             What::Dialled(_) => {}
+            What::Connect { link, from, to } => {
+                let host = &mut self.hosts[index];
+                let here = host.listening.contains(&to) && !self.tcp_refused;
+                let accepted = if here { host.node.stream_accepted(from, now) } else { None };
+                if let Some(accepted) = accepted {
+                    host.streams.insert(accepted, (Far::Host(link), Vec::new()));
+                }
+                let back = self.tcp_delay / 2;
+                self.push(back, 1 - index, What::Connected(link, accepted));
+            }
+            What::Connected(link, None) => {
+                let host = &mut self.hosts[index];
+                host.node.link_closed(link, "refused", now, &mut host.rng);
+            }
+            What::Connected(link, Some(far)) => {
+                self.hosts[index].streams.insert(link, (Far::Host(far), Vec::new()));
+                self.hosts[index].node.link_connected(link, now);
+            }
+            What::Bytes(link, bytes) => {
+                let host = &mut self.hosts[index];
+                let Some((_, buffer)) = host.streams.get_mut(&link) else { return };
+                buffer.extend(bytes);
+                let received = &mut host.received;
+                let mut tun = |_: &[u8], packet: &[u8]| received.push((elapsed, payload_of(packet)));
+                let taken = host.node.handle_stream(link, buffer, now, &mut tun);
+                buffer.drain(..taken);
+                assert!(buffer.len() < host.node.stream_buffer(link), "no room for the rest of a frame");
+            }
+            What::Closed(link) => {
+                let host = &mut self.hosts[index];
+                if host.streams.remove(&link).is_some() {
+                    host.node.link_closed(link, "closed by the other end", now, &mut host.rng);
+                }
+            }
             What::Datagram { port, from, mut bytes } => {
                 let host = &mut self.hosts[index];
                 let socket = host.sockets.iter().find(|(_, at)| **at == port).map(|(socket, _)| *socket);
@@ -490,10 +639,44 @@ impl Duo {
                     match target {
                         Target::Control => self.hosts[index].control = Some(link),
                         Target::Relay { .. } => self.hosts[index].relay = Some(link),
+                        Target::Neighbour { address } => {
+                            self.connect(index, link, address);
+                            continue;
+                        }
                     }
                     if self.joined {
                         // TCP, TLS, the upgrade and the authentication.
                         self.push(8 * DELAY, index, What::Dialled(link));
+                    }
+                }
+                Event::Listen { addresses } => self.hosts[index].listening = addresses,
+                Event::Close { link, .. } => {
+                    if let Some((far, _)) = self.hosts[index].streams.remove(&link) {
+                        match far {
+                            Far::Host(far) => self.push(LAN_DELAY, 1 - index, What::Closed(far)),
+                            Far::Test(number) => self.to_test[number].1 = true,
+                        }
+                    }
+                }
+                Event::Writable(link) if self.hosts[index].streams.contains_key(&link) => {
+                    let now = self.now();
+                    while let Some(bytes) = self.hosts[index].node.poll_transmit(link, now) {
+                        match self.hosts[index].streams[&link].0 {
+                            // What TCP cannot deliver now it will not deliver in time.
+                            Far::Host(_) if self.tcp_cut => {}
+                            Far::Host(far) => {
+                                self.said.push((index, bytes.to_vec()));
+                                if self.swallow_streams {
+                                    continue;
+                                }
+                                // In pieces that end anywhere.
+                                let at = self.said.len() * 37 % bytes.len();
+                                for piece in [&bytes[..at], &bytes[at..]] {
+                                    self.push(LAN_DELAY, 1 - index, What::Bytes(far, piece.to_vec()));
+                                }
+                            }
+                            Far::Test(number) => self.to_test[number].0.extend_from_slice(&bytes),
+                        }
                     }
                 }
                 Event::Writable(link) => {
@@ -525,6 +708,17 @@ impl Duo {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// A node dials a neighbour.
+    fn connect(&mut self, index: usize, link: LinkId, to: SocketAddr) {
+        self.hosts[index].dialled.push((self.elapsed, to));
+        let from = SocketAddr::new(self.hosts[index].ip.into(), 60_000);
+        let other = &self.hosts[1 - index];
+        let together = other.behind == self.hosts[index].behind && other.behind.is_some();
+        if together && to.ip() == IpAddr::V4(other.ip) && !self.tcp_cut {
+            self.push(self.tcp_delay / 2, 1 - index, What::Connect { link, from, to });
         }
     }
 

@@ -1,4 +1,4 @@
-//! Direct paths by UDP between two nodes: NATs of every kind, the LAN, losses, roaming, and what strangers send.
+//! Direct paths by UDP, and TCP on a LAN, between two nodes: NATs of every kind, the LAN, losses, roaming, and what strangers send.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -9,5 +9,6 @@
 
 mod bad_input;
 mod duo;
+mod lan_tcp;
 mod nat;
 mod paths;

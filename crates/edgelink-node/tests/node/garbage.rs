@@ -36,6 +36,7 @@ fn assert_works(world: &mut World, peer: &mut Peer) {
                     world.deliver(*link, relay_challenge(id.0));
                     world.deliver(*link, ControlMessage::AuthResponse(proto::AuthResponse::default()));
                 }
+                edgelink_node::Target::Neighbour { .. } => panic!("direct paths are disabled"),
             }
         }
     }

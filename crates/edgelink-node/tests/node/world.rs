@@ -334,8 +334,12 @@ impl World {
                 Event::Ready => seen.push(Seen::Ready),
                 Event::Expelled => seen.push(Seen::Expelled),
                 Event::Persist(state) => seen.push(Seen::Persisted(state.seq_floor)),
-                Event::OpenSocket { .. } | Event::CloseSocket { .. } | Event::Datagrams | Event::Packet(_) => {
-                    panic!("UDP is disabled: {event:?}")
+                Event::OpenSocket { .. }
+                | Event::CloseSocket { .. }
+                | Event::Listen { .. }
+                | Event::Datagrams
+                | Event::Packet(_) => {
+                    panic!("direct paths are disabled: {event:?}")
                 }
                 Event::Pong { ping, peer, rtt, .. } => seen.push(Seen::Pong(ping, peer, rtt)),
             }

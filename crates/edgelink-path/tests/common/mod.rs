@@ -66,7 +66,7 @@ impl World {
             .keys()
             .map(|way| match *way {
                 Way::Relay { relay, hops } => RelayWay { relay, hops, expected: None },
-                Way::Udp { .. } => panic!("direct ways are added by a proof"),
+                Way::Udp { .. } | Way::Tcp { .. } => panic!("direct ways are added by a proof"),
             })
             .collect();
         let now = self.now();

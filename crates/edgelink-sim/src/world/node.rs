@@ -297,6 +297,8 @@ impl World {
                     host.ready = false;
                     host.addresses.clear();
                 }
+                // Nodes have no TCP between them here.
+                edge::Event::Listen { .. } => {}
                 edge::Event::OpenSocket { socket, port } => self.open_socket(index, socket, port),
                 edge::Event::CloseSocket { socket } => self.close_socket(index, socket),
                 edge::Event::Datagrams => self.flush_datagrams(index),
@@ -315,6 +317,7 @@ impl World {
                 let relay = self.relays.iter().position(|r| r.id == *id).unwrap_or_default();
                 (Party::Relay(relay), Server::Relay(relay, relay::Endpoint::Data, None))
             }
+            Target::Neighbour { .. } => return self.link_lost(index, link, "nobody listens"),
         };
         let stream = self.dial(Party::Node(index), Client::Node(index, link), party, server);
         if let Some(host) = self.nodes.get_mut(index) {

@@ -102,6 +102,8 @@ impl Dialer {
                 self.origins.dial(&how, path).await.map(|(ws, _)| ws)
             }
             Target::Relay { url, .. } => dial(&Dial { url: url.clone(), ..self.relay.clone() }).await,
+            // No WebSocket: see `neighbours`.
+            Target::Neighbour { .. } => Err(DialError::Url { why: "a neighbour has none" }),
         }
     }
 }

@@ -4,6 +4,7 @@ mod health;
 mod kernel;
 mod links;
 mod local;
+mod neighbours;
 mod network;
 mod port_mapping;
 mod roaming;

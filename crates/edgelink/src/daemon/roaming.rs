@@ -1,7 +1,7 @@
 //! The host's addresses and ways out, and its sleep: whatever changes is told to the core, and connections that were made
 //! from an address that packets do not leave by any more are given up.
 
-use super::tunnel::Tunnel;
+use super::tunnel::{LinkHandle, Tunnel};
 use super::{os_rng, port_mapping};
 use anyhow::Result;
 use edgelink_node::{LinkId, Node};
@@ -96,13 +96,15 @@ pub(super) async fn watch_clock(tunnel: Rc<Tunnel>) {
 /// Connections whose own address is gone, or whose packets leave by another one or not at all since default routes have
 /// changed; and those that are being dialled, because nobody knows from where.
 fn stranded(tunnel: &Tunnel, addresses: &[IpNet], rerouted: bool) -> Vec<LinkId> {
-    let moved = |ends: Option<(SocketAddr, SocketAddr)>| {
-        let Some((ours, theirs)) = ends else { return true };
+    let moved = |handle: &LinkHandle| {
+        let Some((ours, theirs)) = handle.ends else { return true };
         let ours = ours.ip().to_canonical();
         let is_gone = !ours.is_loopback() && !addresses.iter().any(|net| net.addr() == ours);
-        is_gone || (rerouted && !source_towards(theirs).is_ok_and(|source| source == ours))
+        // A neighbour is met at the address that it has dialled, whichever we would choose.
+        let is_elsewhere = || rerouted && !source_towards(theirs).is_ok_and(|source| source == ours);
+        is_gone || (!handle.neighbour && is_elsewhere())
     };
-    tunnel.links.borrow().iter().filter(|(_, handle)| moved(handle.ends)).map(|(link, _)| *link).collect()
+    tunnel.links.borrow().iter().filter(|(_, handle)| moved(handle)).map(|(link, _)| *link).collect()
 }
 
 /// Which address of ours the kernel would use; nothing is sent.

@@ -8,7 +8,7 @@ use super::port_mapping::{self, PortMapper};
 use super::shared::Shared;
 use super::state::StateDir;
 use super::tun_writer::TunWriter;
-use super::{health, links, now, os_rng, roaming, udp};
+use super::{health, links, neighbours, now, os_rng, roaming, udp};
 use anyhow::Result;
 use edgelink_api::local::{Netcheck, Status};
 use edgelink_auth::MachineKey;
@@ -81,6 +81,7 @@ pub(crate) struct Tunnel {
     save: Notify,
     pub(super) links: RefCell<HashMap<LinkId, LinkHandle>>,
     pub(super) udp: udp::Sockets,
+    pub(super) listeners: neighbours::Listeners,
     pub(super) port_mapper: PortMapper,
     /// The timer task sleeps until this deadline.
     armed: Cell<Option<Instant>>,
@@ -104,6 +105,8 @@ pub(super) struct LinkHandle {
     pub(super) writable: Rc<Notify>,
     /// Finish: write these frames, then close.
     pub(super) close: Option<oneshot::Sender<Option<bytes::Bytes>>>,
+    /// It leads to a neighbour, by LAN TCP.
+    pub(super) neighbour: bool,
     /// Our address and the other end's, once connected.
     pub(super) ends: Option<(SocketAddr, SocketAddr)>,
     pub(super) task: AbortHandle,
@@ -130,6 +133,7 @@ impl Tunnel {
             save: Notify::new(),
             links: RefCell::default(),
             udp: udp::Sockets::default(),
+            listeners: neighbours::Listeners::default(),
             port_mapper: PortMapper::default(),
             armed: Cell::new(None),
             rearm: Notify::new(),
@@ -270,6 +274,7 @@ impl Tunnel {
                 self.udp.close(socket);
                 self.port_mapper.wake();
             }
+            Event::Listen { addresses } => neighbours::listen_on(self, &addresses),
             Event::Datagrams => {
                 self.udp.wake();
             }
@@ -322,11 +327,25 @@ impl Tunnel {
     }
 
     fn dial(self: &Rc<Self>, link: LinkId, target: Target) {
+        if let Target::Neighbour { address } = target {
+            return self.spawn_neighbour(link, neighbours::Begin::Dial(address));
+        }
         let writable = Rc::new(Notify::new());
         let (close, closed) = oneshot::channel();
         let task = links::run(Rc::clone(self), link, target, Rc::clone(&writable), closed);
         let task = self.tasks.borrow_mut().spawn_local(task);
-        self.links.borrow_mut().insert(link, LinkHandle { writable, close: Some(close), ends: None, task });
+        let handle = LinkHandle { writable, close: Some(close), neighbour: false, ends: None, task };
+        self.links.borrow_mut().insert(link, handle);
+    }
+
+    /// A connection by LAN TCP gets its task.
+    pub(super) fn spawn_neighbour(self: &Rc<Self>, link: LinkId, begin: neighbours::Begin) {
+        let writable = Rc::new(Notify::new());
+        let (close, closed) = oneshot::channel();
+        let task = neighbours::run(Rc::clone(self), link, begin, Rc::clone(&writable), closed);
+        let task = self.tasks.borrow_mut().spawn_local(task);
+        let handle = LinkHandle { writable, close: Some(close), neighbour: true, ends: None, task };
+        self.links.borrow_mut().insert(link, handle);
     }
 
     /// Feeds the core's timers.
