@@ -18,6 +18,11 @@ fn full_status() -> Status {
             relay_id: relay.map(ServerId),
             via_relay_id: via.map(ServerId),
             endpoint: endpoint.map(|e| e.parse().unwrap()),
+            transport: match kind {
+                PathKind::Lan => Some(Transport::Tcp),
+                PathKind::P2p => Some(Transport::Udp),
+                _ => None,
+            },
             rtt_ms: (kind != PathKind::None).then_some(1.25),
         },
         reason: (kind == PathKind::Relay).then(|| "UDP blocked".into()),
@@ -111,7 +116,7 @@ fn every_key_of_the_contract_is_present_even_when_empty() {
     for key in "node_id name addresses online path reason last_rx_ms rx_bytes tx_bytes".split(' ') {
         assert!(keys(unreachable).contains(&key), "peers[].{key} is missing");
     }
-    for key in "kind relay_id via_relay_id endpoint rtt_ms".split(' ') {
+    for key in "kind relay_id via_relay_id endpoint transport rtt_ms".split(' ') {
         assert!(keys(&unreachable["path"]).contains(&key), "peers[].path.{key} is missing");
     }
     let kinds: Vec<_> = full["peers"].as_array().unwrap().iter().map(|p| p["path"]["kind"].as_str().unwrap()).collect();
