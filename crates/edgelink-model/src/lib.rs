@@ -21,4 +21,6 @@ pub mod capabilities {
     pub const SUPER_PACKETS: u32 = 1 << 0;
     /// The peer accepts AES-256-GCM as session cipher.
     pub const AES_256_GCM: u32 = 1 << 1;
+    /// The peer accepts UDP super-packets as well, beside TCP's (`docs/protocol.md`).
+    pub const UDP_SUPER_PACKETS: u32 = 1 << 2;
 }

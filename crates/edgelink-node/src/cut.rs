@@ -1,4 +1,4 @@
-//! TCP super-packets over ways that take packets of a path's MTU only.
+//! Super-packets over ways that take packets of a path's MTU only.
 
 use crate::paths::{Exit, Plan, not_sealed, set_local_only};
 use crate::{Drop, Node};

@@ -20,7 +20,7 @@ const UDP_HEADER: usize = 8;
 const COMPLAIN_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Node {
-    /// One read of the TUN: a 10-byte virtio header and an IP packet or TCP super-packet. May complete the packet's
+    /// One read of the TUN: a 10-byte virtio header and an IP packet or super-packet. May complete the packet's
     /// checksum in place. What must wait is copied; [`Self::handle_tun_buffer`] need not do that.
     pub fn handle_tun(&mut self, frame: &mut [u8], now: Now) {
         match self.send_or_wait(frame, now) {
@@ -84,7 +84,7 @@ impl Node {
         if !header.is_gso() {
             virtio::complete_checksum(&header, packet).map_err(|_| Drop::NotIp)?;
             self.send_sealed(peer, FrameType::Data, Flags::default(), &[packet], plan, now)?;
-        } else if self.takes_super_packets(peer) && !narrow && virtio::validate(&header, packet).is_ok() {
+        } else if self.takes_super_packets(peer, &header) && !narrow && virtio::validate(&header, packet).is_ok() {
             let limit = self.packet_limit(plan.first);
             if packet.len() <= limit {
                 self.send_sealed(peer, FrameType::Data, Flags::SUPER_PACKET, &[header_bytes, packet], plan, now)?;
@@ -134,9 +134,10 @@ impl Node {
         }
     }
 
-    fn takes_super_packets(&self, peer: NodeId) -> bool {
+    fn takes_super_packets(&self, peer: NodeId, header: &VirtioHeader) -> bool {
         let peer = self.sessions.as_ref().map_or(0, |s| s.peer_capabilities(peer));
-        peer & capabilities::SUPER_PACKETS != 0
+        let udp = header.gso_type == virtio::GSO_UDP_L4;
+        peer & if udp { capabilities::UDP_SUPER_PACKETS } else { capabilities::SUPER_PACKETS } != 0
     }
 
     pub(crate) fn handle_relay_message(

@@ -2,7 +2,8 @@
 //!
 //! Reads and writes carry a 10-byte virtio header before the IP packet, always: with offloads it is the kernel's own
 //! (`IFF_VNET_HDR`, little-endian), without it is zero, so that the code above has one path. With offloads a read
-//! may return a TCP super-packet of up to [`GSO_MAX_SIZE`] bytes, and a write may hand one to the kernel.
+//! may return a super-packet of up to [`GSO_MAX_SIZE`] bytes, and a write may hand one to the kernel: of TCP, and since
+//! Linux 6.2 of UDP datagrams that a program sent by one call (`UDP_SEGMENT`).
 
 use std::{
     io::{self, ErrorKind},
@@ -30,13 +31,15 @@ pub struct TunConfig {
     pub mtu: u32,
     /// Ask for offloads; `false` gives a plain device.
     pub offload: bool,
+    /// Ask for UDP super-packets too; `false` gives what a kernel before 6.2 has. Means nothing without `offload`.
+    pub udp_offload: bool,
 }
 
 impl TunConfig {
     /// A device with offloads, if the kernel grants them.
     #[must_use]
     pub fn new(name: impl Into<String>, mtu: u32) -> Self {
-        Self { name: name.into(), mtu, offload: true }
+        Self { name: name.into(), mtu, offload: true, udp_offload: true }
     }
 }
 
@@ -80,7 +83,15 @@ pub struct Tun {
     name: String,
     index: u32,
     mtu: u32,
-    offload: bool,
+    offload: Offload,
+}
+
+/// What the kernel does for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Offload {
+    None,
+    Tcp,
+    TcpAndUdp,
 }
 
 impl Tun {
@@ -96,8 +107,8 @@ impl Tun {
         if nix::net::if_::if_nametoindex(name).is_ok() {
             return Err(TunError::NameInUse(name.to_owned()));
         }
-        let (device, offload) =
-            if config.offload { open_best(name) } else { open_plain(name) }.map_err(|source| explain(name, source))?;
+        let (device, offload) = if config.offload { open_best(name, config.udp_offload) } else { open_plain(name) }
+            .map_err(|source| explain(name, source))?;
         let index = device.if_index().map_err(|source| explain(name, source))?;
         Ok(Self { device, name: name.to_owned(), index, mtu: config.mtu, offload })
     }
@@ -112,7 +123,7 @@ impl Tun {
         self.device.readable().await
     }
 
-    /// Reads one packet: its virtio header and the IP packet (or TCP super-packet). Returns the length of both.
+    /// Reads one packet: its virtio header and the IP packet (or super-packet). Returns the length of both.
     ///
     /// # Errors
     ///
@@ -123,7 +134,7 @@ impl Tun {
         let Some((header, packet)) = buf.split_at_mut_checked(VIRTIO_HEADER_LEN).filter(|(_, p)| !p.is_empty()) else {
             return Err(ErrorKind::InvalidInput.into());
         };
-        if self.offload {
+        if self.offload() {
             return self.device.try_recv(buf);
         }
         header.fill(0);
@@ -144,7 +155,7 @@ impl Tun {
         };
         // Straight to the descriptor: tokio's readiness for writing is unknown until its first turn, and a TUN never
         // makes a writer wait.
-        if self.offload {
+        if self.offload() {
             return Ok(nix::unistd::write(self.device.as_fd(), buf)?);
         }
         // Byte 0 bit 0 is NEEDS_CSUM, byte 1 the GSO type.
@@ -163,7 +174,7 @@ impl Tun {
         if header.len() != VIRTIO_HEADER_LEN || packet.is_empty() {
             return Err(ErrorKind::InvalidInput.into());
         }
-        if self.offload {
+        if self.offload() {
             let parts = [io::IoSlice::new(header), io::IoSlice::new(packet)];
             return Ok(nix::sys::uio::writev(self.device.as_fd(), &parts)?);
         }
@@ -174,17 +185,23 @@ impl Tun {
         Ok(VIRTIO_HEADER_LEN + nix::unistd::write(self.device.as_fd(), packet)?)
     }
 
-    /// Whether the kernel segments and checksums for us, so that super-packets pass in both directions.
+    /// Whether the kernel segments and checksums for us, so that TCP super-packets pass in both directions.
     #[must_use]
     pub fn offload(&self) -> bool {
-        self.offload
+        self.offload != Offload::None
+    }
+
+    /// Whether UDP super-packets pass as well.
+    #[must_use]
+    pub fn udp_offload(&self) -> bool {
+        self.offload == Offload::TcpAndUdp
     }
 
     /// Largest packet that a read can return, without the virtio header: [`GSO_MAX_SIZE`], or the MTU of a plain
     /// device.
     #[must_use]
     pub fn gso_max_size(&self) -> u32 {
-        if self.offload { GSO_MAX_SIZE } else { self.mtu }
+        if self.offload() { GSO_MAX_SIZE } else { self.mtu }
     }
 
     /// The interface's name.
@@ -230,23 +247,40 @@ fn check_name(name: &str) -> Result<(), TunError> {
     Ok(())
 }
 
-fn open_best(name: &str) -> io::Result<(AsyncDevice, bool)> {
-    let device = match builder(name, true).build_async() {
-        Ok(device) => device,
-        // Old or cut-down kernels refuse IFF_VNET_HDR or TUNSETOFFLOAD with EINVAL.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOTTY | libc::EOPNOTSUPP)) => {
-            tracing::info!(%e, "the kernel refuses TUN offloads: going on without");
-            return open_plain(name);
+fn open_best(name: &str, udp: bool) -> io::Result<(AsyncDevice, Offload)> {
+    let opened = builder(name, true).build_async().and_then(|device| {
+        let offload = negotiate(udp, |flags| set_offloads(&device, flags))?;
+        Ok((device, offload))
+    });
+    match opened {
+        // Old or cut-down kernels refuse IFF_VNET_HDR or TUNSETOFFLOAD.
+        Err(error) if is_refusal(&error) => {
+            tracing::info!(%error, "the kernel refuses TUN offloads: going on without");
+            open_plain(name)
         }
-        Err(e) => return Err(e),
-    };
-    // The crate also asks for UDP segmentation (USO), which the peers of DESIGN §6 do not take.
-    set_tcp_offloads(&device)?;
-    Ok((device, true))
+        other => other,
+    }
 }
 
-fn open_plain(name: &str) -> io::Result<(AsyncDevice, bool)> {
-    Ok((builder(name, false).build_async()?, false))
+fn open_plain(name: &str) -> io::Result<(AsyncDevice, Offload)> {
+    Ok((builder(name, false).build_async()?, Offload::None))
+}
+
+/// The most that the kernel, asked by `set`, grants. The mask is the device's: what it had before is gone.
+fn negotiate(udp: bool, mut set: impl FnMut(u32) -> io::Result<()>) -> io::Result<Offload> {
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    if udp {
+        match set(tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6) {
+            // Before Linux 6.2.
+            Err(error) if is_refusal(&error) => tracing::debug!(%error, "the kernel knows no UDP super-packets"),
+            other => return other.map(|()| Offload::TcpAndUdp),
+        }
+    }
+    set(tcp).map(|()| Offload::Tcp)
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTTY | libc::EOPNOTSUPP))
 }
 
 fn builder(name: &str, offload: bool) -> DeviceBuilder {
@@ -256,10 +290,9 @@ fn builder(name: &str, offload: bool) -> DeviceBuilder {
     })
 }
 
-fn set_tcp_offloads(device: &AsyncDevice) -> io::Result<()> {
+fn set_offloads(device: &AsyncDevice, flags: u32) -> io::Result<()> {
     nix::ioctl_write_int!(tun_set_offload, b'T', 208);
     nix::ioctl_write_ptr!(tun_set_vnet_le, b'T', 220, libc::c_int);
-    let flags = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
     let fd = device.as_fd().as_raw_fd();
     // SAFETY: the descriptor is a live TUN's for the whole call, and both requests only read their argument.
     unsafe {
@@ -293,6 +326,30 @@ mod tests {
         for bad in ["", ".", "..", "sixteen-letters-", "a/b", "a b", "tun%d", "a:1", "tún", "a\n"] {
             assert!(matches!(check_name(bad), Err(TunError::BadName(name)) if name == bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_most_that_is_granted_is_taken() {
+        const UDP: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+        let kernel = |known: u32, errno: i32| {
+            move |flags: u32| if flags & !known == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+        };
+        let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+        for errno in [libc::EINVAL, libc::ENOTTY, libc::EOPNOTSUPP] {
+            assert_eq!(negotiate(true, kernel(tcp | UDP, errno)).unwrap(), Offload::TcpAndUdp);
+            assert_eq!(negotiate(false, kernel(tcp | UDP, errno)).unwrap(), Offload::Tcp);
+            assert_eq!(negotiate(true, kernel(tcp, errno)).unwrap(), Offload::Tcp);
+            assert!(is_refusal(&negotiate(true, kernel(libc::TUN_F_CSUM, errno)).unwrap_err()), "plain then");
+        }
+        let failed = negotiate(true, kernel(tcp, libc::EIO)).unwrap_err();
+        assert_eq!(failed.raw_os_error(), Some(libc::EIO), "no refusal but a fault");
+        let mut asked = Vec::new();
+        negotiate(true, |flags| {
+            asked.push(flags);
+            kernel(tcp, libc::EINVAL)(flags)
+        })
+        .unwrap();
+        assert_eq!(asked, [tcp | UDP, tcp]);
     }
 
     #[test]

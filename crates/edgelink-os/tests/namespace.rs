@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod common;
+#[path = "common/seccomp.rs"]
+mod seccomp;
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -292,6 +294,52 @@ fn tcp_passes_in_mtu_sized_packets_without() {
     inside("tcp_passes_in_mtu_sized_packets_without", || reflect_tcp(false));
 }
 
+/// A program that hands the kernel many datagrams by one call is read by one call; where the kernel does not know that, or
+/// does not want to, one by one.
+#[test]
+fn datagrams_sent_by_one_call_are_read_by_one() {
+    inside("datagrams_sent_by_one_call_are_read_by_one", || async {
+        let netlink = Netlink::open().unwrap();
+        let addresses = [net("10.9.0.1/24"), net("fd00:9::1/64")];
+        let tun = tun_with(&netlink, true, &addresses).await;
+        let whole = tun.udp_offload();
+        if !whole {
+            eprintln!("NOT TESTED: this kernel has no USO");
+        }
+        check_datagrams(&tun, whole).await;
+        drop(tun);
+        let tun = Tun::open(&TunConfig { udp_offload: false, ..TunConfig::new("edgelink0", MTU) }).unwrap();
+        netlink.configure_tun(&tun, &addresses).await.unwrap();
+        assert!(tun.offload() && !tun.udp_offload());
+        check_datagrams(&tun, false).await;
+    });
+}
+
+#[test]
+fn a_kernel_without_udp_super_packets_still_has_tcps() {
+    inside("a_kernel_without_udp_super_packets_still_has_tcps", || async {
+        seccomp::refuse_offloads(libc::TUN_F_USO4 | libc::TUN_F_USO6).unwrap();
+        let netlink = Netlink::open().unwrap();
+        let tun = tun_with(&netlink, true, &[net("10.9.0.1/24"), net("fd00:9::1/64")]).await;
+        assert!(tun.offload() && !tun.udp_offload());
+        check_datagrams(&tun, false).await;
+        drop(tun);
+        reflect_tcp(true).await;
+    });
+}
+
+#[test]
+fn a_kernel_without_offloads_gives_a_plain_device() {
+    inside("a_kernel_without_offloads_gives_a_plain_device", || async {
+        seccomp::refuse_offloads(!0).unwrap();
+        let netlink = Netlink::open().unwrap();
+        let tun = tun_with(&netlink, true, &[net("10.9.0.1/24"), net("fd00:9::1/64")]).await;
+        assert!(!tun.offload() && !tun.udp_offload());
+        assert_eq!(tun.gso_max_size(), MTU);
+        check_datagrams(&tun, false).await;
+    });
+}
+
 #[test]
 fn a_plain_device_refuses_what_it_cannot_do() {
     inside("a_plain_device_refuses_what_it_cannot_do", || async {
@@ -358,6 +406,28 @@ async fn reflect_tcp(offload: bool) {
         } else {
             assert_eq!(largest, MTU as usize);
         }
+    }
+}
+
+/// 40 datagrams of 1,000 bytes and one of 10 by one call: read as one super-packet, or one by one.
+async fn check_datagrams(tun: &Tun, whole: bool) {
+    const SIZE: u16 = 1_000;
+    let payload: Vec<u8> = (0..40 * u32::from(SIZE) + 10).map(|n| (n / 7) as u8).collect();
+    for (from, to, head) in [("10.9.0.1:0", "10.9.0.2:7", 28), ("[fd00:9::1]:0", "[fd00:9::2]:7", 48)] {
+        let socket = UdpSocket::bind(from).unwrap();
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::UdpGsoSegment, &i32::from(SIZE)).unwrap();
+        assert_eq!(socket.send_to(&payload, to).unwrap(), payload.len());
+        let mut buf = vec![0; READ_BUFFER_LEN];
+        let (mut seen, mut reads) = (Vec::new(), 0);
+        while seen.len() < payload.len() {
+            let len = read(tun, &mut buf).await;
+            reads += 1;
+            assert_eq!(buf[1], if whole { 5 } else { 0 }, "the type of UDP super-packets, or none");
+            assert_eq!(u16::from_le_bytes([buf[4], buf[5]]), if whole { SIZE } else { 0 });
+            seen.extend_from_slice(&buf[VIRTIO_HEADER_LEN + head..len]);
+        }
+        assert!(seen == payload, "every byte, in order");
+        assert_eq!(reads, if whole { 1 } else { 41 });
     }
 }
 

@@ -365,7 +365,7 @@ fn what_a_peer_must_not_send() {
         ("unknown flag", |h, _| h.flags |= 4, VirtioError::Unsupported),
         ("no checksum to complete", |h, _| h.flags = F_DATA_VALID, VirtioError::Unsupported),
         ("UDP", |h, _| h.gso_type = 3, VirtioError::Unsupported),
-        ("USO", |h, _| h.gso_type = 5, VirtioError::Unsupported),
+        ("USO", |h, _| h.gso_type = 5, VirtioError::NotUdp),
         ("ECN alone", |h, _| h.gso_type = GSO_ECN, VirtioError::Unsupported),
         ("other family", |h, _| h.gso_type = GSO_TCPV6, VirtioError::BadFamily),
         ("no segment size", |h, _| h.gso_size = 0, VirtioError::BadSegmentSize),

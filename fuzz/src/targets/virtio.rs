@@ -2,9 +2,10 @@
 //! checksums are right by a routine of this file's own. Joined again they are what they were.
 
 use crate::input::Input;
-use crate::packets::{tcp, udp};
+use crate::packets::{datagrams, tcp, udp};
 use edgelink_wire::virtio::{
-    self, F_NEEDS_CSUM, GSO_NONE, GSO_UDP_L4, Joiner, MAX_SEGMENTS, VirtioHeader, complete_checksum, segment, validate,
+    self, F_NEEDS_CSUM, GSO_NONE, GSO_UDP_L4, Joiner, MAX_SEGMENTS, VirtioHeader, complete_checksum, segment, slice,
+    validate,
 };
 use std::net::Ipv4Addr;
 
@@ -26,6 +27,18 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         let mut h6 = VirtioHeader::parse(&header).unwrap();
         (h6.gso_type, h6.csum_start, h6.hdr_len) = (virtio::GSO_TCPV6, 40, 60);
         v6[52] = 0x50;
+        for (header, packet) in [(header, packet), (h6.to_bytes(), v6)] {
+            seeds.push([&[RAW, 0, 0][..], &header, &packet].concat());
+            seeds.push([&[MENDED, 2, 0][..], &header, &packet].concat());
+        }
+    }
+    for (len, size) in [(3_000, 1_000), (100, 7), (1, 1)] {
+        let payload: Vec<u8> = (0..len).map(|n| n as u8).collect();
+        let (header, packet) = datagrams(HERE, THERE, &payload, size);
+        let v6 =
+            [&[0x60, 0, 0, 0][..], &(8 + len as u16).to_be_bytes(), &[17, 64], &[0x20; 32], &packet[20..]].concat();
+        let mut h6 = VirtioHeader::parse(&header).unwrap();
+        (h6.csum_start, h6.hdr_len) = (40, 48);
         for (header, packet) in [(header, packet), (h6.to_bytes(), v6)] {
             seeds.push([&[RAW, 0, 0][..], &header, &packet].concat());
             seeds.push([&[MENDED, 2, 0][..], &header, &packet].concat());
@@ -71,14 +84,29 @@ pub(crate) fn run(data: &[u8]) {
         return;
     }
     check_joined(&segments);
-    if header.gso_type == GSO_UDP_L4 {
-        assert!(valid.is_err(), "no peer may send these");
-        return;
-    }
+    // Datagrams are what the program made them, whatever the path's limit.
+    let limit = limit.filter(|_| header.gso_type != GSO_UDP_L4);
     check(&header, &packet, limit, &segments);
     if valid.is_ok() && limit.is_none() {
         assert!(count <= MAX_SEGMENTS);
     }
+    check_sliced(&header, &packet, input_limit(&packet), &segments, limit.is_none());
+}
+
+/// Some length that follows from the packet.
+fn input_limit(packet: &[u8]) -> usize {
+    usize::from(packet.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte))) * 16
+}
+
+/// Slices stand for the segments that the whole does.
+fn check_sliced(header: &VirtioHeader, packet: &[u8], limit: usize, segments: &[Vec<u8>], comparable: bool) {
+    let mut again = Vec::new();
+    let sliced = slice(header, packet, limit, |header, slice| {
+        let header = VirtioHeader::parse(header).unwrap();
+        segment(&header, slice, None, |segment| again.push(segment.to_vec())).unwrap();
+    });
+    assert!(sliced.is_ok(), "cut but not sliced: {sliced:?}");
+    assert!(!comparable || again == segments);
 }
 
 /// Whatever is joined is the same when it is cut again. All packets are of one flow or not looked at, so their order stays.
@@ -88,7 +116,7 @@ fn check_joined(packets: &[Vec<u8>]) {
     let mut out = |header: &[u8; virtio::LEN], packet: &[u8]| {
         let header = VirtioHeader::parse(header).unwrap();
         if header.is_gso() {
-            assert!(header.gso_type == GSO_UDP_L4 || validate(&header, packet).is_ok());
+            assert_eq!(validate(&header, packet), Ok(()));
             segment(&header, packet, None, |segment| again.push(segment.to_vec())).unwrap();
         } else {
             again.push(packet.to_vec());
@@ -119,21 +147,27 @@ fn without_id(packet: &[u8]) -> Vec<u8> {
 fn check(header: &VirtioHeader, packet: &[u8], limit: Option<u16>, segments: &[Vec<u8>]) {
     let mss = usize::from(limit.map_or(header.gso_size, |limit| limit.min(header.gso_size)));
     let ip = ip_header(packet);
-    let head = ip + usize::from(packet[ip + 12] >> 4) * 4;
+    let udp = header.gso_type == GSO_UDP_L4;
+    let (proto, head) = if udp { (17, ip + 8) } else { (6, ip + usize::from(packet[ip + 12] >> 4) * 4) };
     let first = u32::from_be_bytes(packet[ip + 4..ip + 8].try_into().unwrap());
     let mut payload: Vec<u8> = Vec::new();
     for (n, segment) in segments.iter().enumerate() {
         assert!(segment.len() > head && segment.len() - head <= mss);
         assert!(n + 1 == segments.len() || segment.len() - head == mss, "only the last may be short");
-        let seq = u32::from_be_bytes(segment[ip + 4..ip + 8].try_into().unwrap());
-        assert_eq!(seq, first.wrapping_add(payload.len() as u32));
+        if udp {
+            assert_eq!(usize::from(u16::from_be_bytes([segment[ip + 4], segment[ip + 5]])), segment.len() - ip);
+            assert_ne!(segment[ip + 6..ip + 8], [0, 0], "a checksum, not none");
+        } else {
+            let seq = u32::from_be_bytes(segment[ip + 4..ip + 8].try_into().unwrap());
+            assert_eq!(seq, first.wrapping_add(payload.len() as u32));
+        }
         if packet[0] >> 4 == 4 {
             assert_eq!(usize::from(u16::from_be_bytes([segment[2], segment[3]])), segment.len());
             assert_eq!(sum(&segment[..ip]), 0xffff, "IP checksum");
-            assert_eq!(transport_sum(&segment[12..20], segment, ip), 0xffff, "TCP checksum");
+            assert_eq!(transport_sum(&segment[12..20], segment, ip, proto), 0xffff, "checksum");
         } else {
             assert_eq!(usize::from(u16::from_be_bytes([segment[4], segment[5]])), segment.len() - 40);
-            assert_eq!(transport_sum(&segment[8..40], segment, ip), 0xffff, "TCP checksum");
+            assert_eq!(transport_sum(&segment[8..40], segment, ip, proto), 0xffff, "checksum");
         }
         payload.extend(&segment[head..]);
     }
@@ -145,10 +179,10 @@ fn ip_header(packet: &[u8]) -> usize {
     if packet[0] >> 4 == 4 { usize::from(packet[0] & 15) * 4 } else { 40 }
 }
 
-fn transport_sum(addresses: &[u8], segment: &[u8], ip: usize) -> u32 {
-    let tcp = &segment[ip..];
-    let pseudo = [addresses, &(tcp.len() as u32).to_be_bytes(), &[0, 0, 0, 6]].concat();
-    let padded = if tcp.len() % 2 == 1 { [tcp, &[0]].concat() } else { tcp.to_vec() };
+fn transport_sum(addresses: &[u8], segment: &[u8], ip: usize, proto: u8) -> u32 {
+    let transport = &segment[ip..];
+    let pseudo = [addresses, &(transport.len() as u32).to_be_bytes(), &[0, 0, 0, proto]].concat();
+    let padded = if transport.len() % 2 == 1 { [transport, &[0]].concat() } else { transport.to_vec() };
     sum(&[pseudo, padded].concat())
 }
 

@@ -178,9 +178,19 @@ impl Net {
     ///
     /// When it does not join.
     pub fn join(&mut self, index: usize) -> Result<()> {
+        let command = self.nodes.get(index).context("no such node")?.daemon()?;
+        self.join_as(index, command)
+    }
+
+    /// [`Self::join`] with a command of the caller's making as the daemon.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::join`].
+    pub fn join_as(&mut self, index: usize, command: HostCommand) -> Result<()> {
         let join = self.join.clone();
         let node = self.nodes.get_mut(index).context("no such node")?;
-        node.run()?;
+        node.run_as(command)?;
         node.shell(&join)?.run().with_context(|| join.clone())?;
         node.process()?.wait_line("ready ", SOON)?;
         let new = self.nodes.get(index).context("no such node")?;

@@ -256,6 +256,61 @@ fn a_super_packet_is_cut_for_a_peer_that_does_not_take_it() {
     assert_eq!(world.peer_status(PEER).tx_bytes, packet.len() as u64);
 }
 
+/// A pair whose peer announces these capabilities.
+fn pair_with(capabilities: u32) -> (World, Peer) {
+    let mut peer = Peer::build(PEER, PEER_IP, 2, capabilities);
+    let mut world = World::joined(&peer);
+    peer.meet(&mut world);
+    let hello = peer.packet(b"hello");
+    world.deliver_raw(world.relay(), &hello);
+    world.tun.clear();
+    world.events();
+    (world, peer)
+}
+
+#[test]
+fn many_datagrams_are_one_frame_to_a_peer_that_takes_them_so() {
+    let (mut world, mut peer) = pair_with(capabilities::SUPER_PACKETS | capabilities::UDP_SUPER_PACKETS);
+    let relay = world.relay();
+    for (len, size) in [(3_000, 1_200), (128 * 100, 100), (virtio::MAX_SUPER_PACKET - 28, 1_372)] {
+        let (header, packet) = datagrams(MY_IP, PEER_IP, &vec![7; len], size);
+        let frames = sealed(&world.tun(&header, &packet), relay);
+        assert_eq!(frames.len(), 1, "{len}");
+        assert_eq!(flags(&frames[0]), Flags::SUPER_PACKET);
+        assert_eq!(peer.open(&frames[0], world.now()), Ok([&header[..], &packet].concat()));
+    }
+    // On a slow connection in parts, of whole datagrams.
+    world.node.set_link_budget(relay, 6_250);
+    let (header, packet) = datagrams(MY_IP, PEER_IP, &[7; 30_000], 1_200);
+    let frames = sealed(&world.tun(&header, &packet), relay);
+    assert_eq!(frames.len(), 5, "25 datagrams, five a part");
+    for frame in frames {
+        let part = peer.open(&frame, world.now()).unwrap();
+        let header = VirtioHeader::parse(&part).unwrap();
+        assert_eq!((part.len(), header.gso_size), (10 + 28 + 5 * 1_200, 1_200));
+        assert_eq!(virtio::validate(&header, &part[10..]), Ok(()));
+    }
+}
+
+/// As builds before this capability are.
+#[test]
+fn datagrams_go_one_by_one_to_a_peer_that_takes_tcp_super_packets_only() {
+    for capabilities in [capabilities::SUPER_PACKETS, 0] {
+        let (mut world, mut peer) = pair_with(capabilities);
+        let (header, packet) = datagrams(MY_IP, PEER_IP, &[7; 3_000], 1_200);
+        let frames = sealed(&world.tun(&header, &packet), world.relay());
+        let mut lens = Vec::new();
+        for frame in frames {
+            assert_eq!(flags(&frame), Flags::NONE);
+            let opened = peer.open(&frame, world.now()).unwrap();
+            assert!(udp_checksum_is_right(&opened));
+            assert_eq!(usize::from(u16::from_be_bytes([opened[24], opened[25]])), opened.len() - 20);
+            lens.push(opened.len() - 28);
+        }
+        assert_eq!(lens, [1_200, 1_200, 600], "{capabilities}");
+    }
+}
+
 #[test]
 fn a_super_packet_beyond_the_frames_limit_is_cut_too() {
     let (mut world, mut peer) = pair();
@@ -355,7 +410,36 @@ fn a_super_packet_whose_header_lies_never_reaches_the_kernel() {
         world.deliver_raw(world.relay(), &frame);
     }
     assert_eq!(world.drops("bad_super_packet"), 11);
+    // The same of UDP's, whose inner length may disagree as well.
+    let (udp_header, udp_packet) = datagrams(PEER_IP, MY_IP, &[1; 3000], 1200);
+    let good = VirtioHeader::parse(&udp_header).unwrap();
+    let mut longer = udp_packet.clone();
+    longer[25] += 1;
+    let mut fragment = udp_packet.clone();
+    fragment[6] = 0x20;
+    let lies = [
+        (VirtioHeader { gso_size: 0, ..good }, &udp_packet),
+        (VirtioHeader { gso_size: 1, ..good }, &udp_packet),
+        (VirtioHeader { csum_start: 24, ..good }, &udp_packet),
+        (VirtioHeader { csum_offset: 16, ..good }, &udp_packet),
+        (VirtioHeader { hdr_len: 60_000, ..good }, &udp_packet),
+        (VirtioHeader { flags: 0, ..good }, &udp_packet),
+        (VirtioHeader { gso_type: virtio::GSO_TCPV4, ..good }, &udp_packet),
+        (VirtioHeader { gso_type: virtio::GSO_UDP_L4 | virtio::GSO_ECN, ..good }, &udp_packet),
+        (good, &packet),
+        (good, &longer),
+        (good, &fragment),
+    ];
+    for (n, (lie, packet)) in lies.into_iter().enumerate() {
+        let plaintext = [&lie.to_bytes()[..], packet].concat();
+        let frame = peer.seal_as(FrameType::Data, Flags::SUPER_PACKET, &plaintext);
+        world.deliver_raw(world.relay(), &frame);
+        assert_eq!(world.drops("bad_super_packet"), n as u64 + 12, "{lie:?}");
+    }
     assert_eq!(world.tun, []);
+    let frame = peer.seal_as(FrameType::Data, Flags::SUPER_PACKET, &[&udp_header[..], &udp_packet].concat());
+    world.deliver_raw(world.relay(), &frame);
+    assert_eq!(std::mem::take(&mut world.tun), [(udp_header.to_vec(), udp_packet)]);
     let frame = peer.seal_as(FrameType::Data, Flags::SUPER_PACKET, &[&header[..], &packet].concat());
     world.deliver_raw(world.relay(), &frame);
     assert_eq!(world.tun, [(header.to_vec(), packet)]);

@@ -1,7 +1,7 @@
 //! IP packets as a TUN gives them.
 
 use edgelink_wire::packet::{self, checksum, pseudo_header};
-use edgelink_wire::virtio::{F_NEEDS_CSUM, GSO_TCPV4, VirtioHeader};
+use edgelink_wire::virtio::{F_NEEDS_CSUM, GSO_TCPV4, GSO_UDP_L4, VirtioHeader};
 use std::net::Ipv4Addr;
 
 /// A UDP packet without checksum.
@@ -35,6 +35,22 @@ pub(crate) fn tcp(src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8], gso_size: u16) -
     (header.to_bytes(), packet)
 }
 
+/// What a program sent as several datagrams by one call.
+pub(crate) fn datagrams(src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8], gso_size: u16) -> ([u8; 10], Vec<u8>) {
+    let mut packet = udp(src, dst, payload);
+    let partial = !checksum(pseudo_header(src.into(), dst.into(), packet::UDP, packet.len() - 20), &[]);
+    packet[26..28].copy_from_slice(&partial.to_be_bytes());
+    let header = VirtioHeader {
+        flags: F_NEEDS_CSUM,
+        gso_type: GSO_UDP_L4,
+        hdr_len: 28,
+        gso_size,
+        csum_start: 20,
+        csum_offset: 6,
+    };
+    (header.to_bytes(), packet)
+}
+
 fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, proto: u8, payload: usize) -> Vec<u8> {
     let mut header = vec![0x45, 0];
     header.extend(u16::try_from(20 + payload).unwrap().to_be_bytes());
@@ -48,7 +64,16 @@ fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, proto: u8, payload: usize) -> Vec<u8> {
 
 /// Whether a whole IPv4 packet's TCP checksum is right.
 pub(crate) fn tcp_checksum_is_right(packet: &[u8]) -> bool {
+    checksum_is_right(packet, packet::TCP)
+}
+
+/// Whether a whole IPv4 packet's UDP checksum is right, and not left out.
+pub(crate) fn udp_checksum_is_right(packet: &[u8]) -> bool {
+    packet[26..28] != [0, 0] && checksum_is_right(packet, packet::UDP)
+}
+
+fn checksum_is_right(packet: &[u8], proto: u8) -> bool {
     let ip = packet::parse(packet).unwrap();
     let segment = &packet[ip.transport..ip.total_len];
-    checksum(pseudo_header(ip.src, ip.dst, packet::TCP, segment.len()), segment) == 0
+    ip.proto == proto && checksum(pseudo_header(ip.src, ip.dst, proto, segment.len()), segment) == 0
 }

@@ -1,9 +1,9 @@
-//! The virtio-net header of TUN packets, and TCP super-packets (DESIGN §6).
+//! The virtio-net header of TUN packets, and super-packets (DESIGN §6).
 //!
-//! A super-packet is an IP packet with up to 64 KiB of TCP payload whose header says how to cut it. One may come from a
-//! peer, so it is [validated](validate) before the kernel sees it. Where the way to the peer takes only packets of the
-//! path's MTU, [`segment`] (or [`Segments`], in place) does in software what a network card would, and on the other side
-//! [`Joiner`] what its receiving half would. The kernel has UDP super-packets too; these never travel.
+//! A super-packet is an IP packet with up to 64 KiB of payload whose header says how to cut it: into TCP segments, or into
+//! the UDP datagrams that a program sent by one call. One may come from a peer, so it is [validated](validate) before the
+//! kernel sees it. Where the way to the peer takes only packets of the path's MTU, [`segment`] (or [`Segments`], in place)
+//! does in software what a network card would, and on the other side [`Joiner`] what its receiving half would.
 
 mod join;
 mod segment;
@@ -75,13 +75,16 @@ pub enum VirtioError {
     /// Not an unfragmented TCP packet without IPv6 extensions, or a super-packet with SYN or RST.
     #[error("not a plain TCP packet")]
     NotTcp,
-    /// The IP header's length is not the packet's.
-    #[error("the IP length is not the packet's")]
+    /// Not an unfragmented UDP packet without IPv6 extensions.
+    #[error("not a plain UDP packet")]
+    NotUdp,
+    /// The IP header's length, or the UDP header's, is not the packet's.
+    #[error("the IP or UDP length is not the packet's")]
     BadLength,
     /// The IP version is not the GSO type's.
     #[error("the IP version is not the GSO type's")]
     BadFamily,
-    /// Checksum offsets outside the packet or not those of its TCP header.
+    /// Checksum offsets outside the packet or not those of its TCP or UDP header.
     #[error("checksum offsets do not fit")]
     BadChecksumOffset,
     /// No payload per segment, no payload at all, or too many segments.
@@ -132,21 +135,21 @@ impl VirtioHeader {
 
 /// Checks a super-packet that a peer sent, before the kernel sees it; a sender asks the same before it sends one.
 ///
-/// What passes: unfragmented TCP without IPv6 extension headers, whole and no longer than [`MAX_SUPER_PACKET`]; flags
-/// and GSO type known here; checksum offsets exactly those of its TCP header; and, if it is to be cut, a payload, a
-/// checksum left to complete, no SYN or RST, at most [`MAX_SEGMENTS`] segments.
+/// What passes: unfragmented TCP, or UDP that is to be cut, without IPv6 extension headers, whole and no longer than
+/// [`MAX_SUPER_PACKET`]; flags and GSO type known here; checksum offsets exactly those of its TCP or UDP header; and, if it is
+/// to be cut, a payload, a checksum left to complete, no SYN or RST, at most [`MAX_SEGMENTS`] segments.
 ///
 /// # Errors
 /// The first of these that does not hold.
 pub fn validate(h: &VirtioHeader, packet: &[u8]) -> Result<(), VirtioError> {
-    let tcp = Whole::tcp(h, packet)?;
+    let whole = Whole::of(h, packet)?;
     if packet.len() > MAX_SUPER_PACKET {
         return Err(VirtioError::TooLarge);
     }
     if usize::from(h.hdr_len) > packet.len() {
         return Err(VirtioError::Truncated);
     }
-    if h.is_gso() && (packet.len() - tcp.payload).div_ceil(usize::from(h.gso_size)) > MAX_SEGMENTS {
+    if h.is_gso() && (packet.len() - whole.payload).div_ceil(usize::from(h.gso_size)) > MAX_SEGMENTS {
         return Err(VirtioError::BadSegmentSize);
     }
     Ok(())
@@ -172,7 +175,7 @@ pub fn complete_checksum(h: &VirtioHeader, packet: &mut [u8]) -> Result<(), Virt
     Ok(())
 }
 
-/// A TCP packet, or a UDP packet from our own kernel, whose virtio header makes sense.
+/// A TCP packet or a UDP super-packet whose virtio header makes sense.
 struct Whole {
     ip: IpView,
     /// Where the payload begins.
@@ -180,27 +183,38 @@ struct Whole {
 }
 
 impl Whole {
-    /// A UDP super-packet.
+    /// What [`validate`], [`Segments`] and [`slice()`] all ask for.
+    fn of(h: &VirtioHeader, packet: &[u8]) -> Result<Self, VirtioError> {
+        if h.gso_type == GSO_UDP_L4 { Self::udp(h, packet) } else { Self::tcp(h, packet) }
+    }
+
     fn udp(h: &VirtioHeader, packet: &[u8]) -> Result<Self, VirtioError> {
-        let ip = packet::parse(packet).ok_or(VirtioError::Truncated)?;
-        let payload = ip.transport + UDP_HEADER_LEN;
-        let extended = ip.src.is_ipv6() && ip.transport != IPV6_HEADER_LEN;
-        if h.flags & !F_DATA_VALID != F_NEEDS_CSUM || ip.proto != packet::UDP || ip.fragment || extended {
+        if h.flags & !F_DATA_VALID != F_NEEDS_CSUM {
             return Err(VirtioError::Unsupported);
         }
-        if ip.total_len != packet.len() || payload > packet.len() {
+        let ip = packet::parse(packet).ok_or(VirtioError::Truncated)?;
+        if ip.total_len != packet.len() {
+            return Err(VirtioError::BadLength);
+        }
+        let extended = ip.src.is_ipv6() && ip.transport != IPV6_HEADER_LEN;
+        if ip.proto != packet::UDP || ip.fragment || extended {
+            return Err(VirtioError::NotUdp);
+        }
+        let udp = packet.get(ip.transport..).unwrap_or_default();
+        let header: &[u8; UDP_HEADER_LEN] = udp.first_chunk().ok_or(VirtioError::Truncated)?;
+        if usize::from(u16::from_be_bytes([header[4], header[5]])) != udp.len() {
             return Err(VirtioError::BadLength);
         }
         if (usize::from(h.csum_start), usize::from(h.csum_offset)) != (ip.transport, UDP_CSUM_OFFSET) {
             return Err(VirtioError::BadChecksumOffset);
         }
+        let payload = ip.transport + UDP_HEADER_LEN;
         if h.gso_size == 0 || payload == packet.len() {
             return Err(VirtioError::BadSegmentSize);
         }
         Ok(Self { ip, payload })
     }
 
-    /// What [`validate`] and [`Segments`] both ask for.
     fn tcp(h: &VirtioHeader, packet: &[u8]) -> Result<Self, VirtioError> {
         let family = match h.gso_type & !GSO_ECN {
             GSO_NONE => None,

@@ -90,7 +90,7 @@ impl<'a> Segments<'a> {
             How::Uncut(*h)
         } else {
             let udp = h.gso_type == GSO_UDP_L4;
-            let whole = if udp { Whole::udp(h, packet)? } else { Whole::tcp(h, packet)? };
+            let whole = Whole::of(h, packet)?;
             let limit = mss_limit.filter(|_| !udp);
             let size = usize::from(limit.map_or(h.gso_size, |limit| limit.min(h.gso_size)));
             if size == 0 {

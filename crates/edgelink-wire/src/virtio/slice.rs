@@ -3,15 +3,14 @@
 use super::segment::write_segment;
 use super::{LEN, VirtioError, VirtioHeader, Whole};
 
-/// Cuts a TCP super-packet into smaller ones, each a packet of at most `limit` bytes (or of one segment, if that is longer)
+/// Cuts a super-packet into smaller ones, each a packet of at most `limit` bytes (or of one segment, if that is longer)
 /// with its virtio header, and hands them out in order; returns how many. To cut them into segments ([`super::segment`])
 /// gives the same packets as to cut the whole.
 ///
 /// Memory: one buffer, no longer than the longest slice.
 ///
 /// # Errors
-/// As [`super::Segments::new`] for TCP; [`VirtioError::Unsupported`] for what is no TCP super-packet. Nothing has been
-/// handed out then.
+/// As [`super::Segments::new`]; [`VirtioError::Unsupported`] for what is no super-packet. Nothing has been handed out then.
 pub fn slice(
     h: &VirtioHeader,
     packet: &[u8],
@@ -21,7 +20,7 @@ pub fn slice(
     if !h.is_gso() {
         return Err(VirtioError::Unsupported);
     }
-    let whole = Whole::tcp(h, packet)?;
+    let whole = Whole::of(h, packet)?;
     let segment = usize::from(h.gso_size);
     // `Whole` has proved that there is a payload and a segment size.
     let step = segment * (limit.saturating_sub(whole.payload) / segment.max(1)).max(1);

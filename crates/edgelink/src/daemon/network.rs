@@ -350,8 +350,10 @@ impl Network {
     /// What this node announces that it understands.
     fn capabilities(&self, tun: &edgelink_os::tun::Tun) -> u32 {
         let aes = self.config().session_cipher == SessionCipher::Auto && host::has_aes_gcm();
-        let super_packets = if tun.offload() { capabilities::SUPER_PACKETS } else { 0 };
-        super_packets | if aes { capabilities::AES_256_GCM } else { 0 }
+        let of = |has: bool, capability: u32| if has { capability } else { 0 };
+        of(tun.offload(), capabilities::SUPER_PACKETS)
+            | of(tun.udp_offload(), capabilities::UDP_SUPER_PACKETS)
+            | of(aes, capabilities::AES_256_GCM)
     }
 
     fn hostname(&self) -> String {

@@ -15,13 +15,13 @@ pub(super) struct TunWriter {
     joiner: RefCell<Joiner>,
     /// Packets that the kernel would not have since the last [`Self::flush`].
     refused: Cell<u32>,
-    /// The kernel does not know UDP super-packets (before 6.2).
+    /// The kernel has refused a UDP super-packet.
     no_udp: Cell<bool>,
 }
 
 impl TunWriter {
     pub(super) fn new(tun: Rc<Tun>) -> Self {
-        let joiner = RefCell::new(Joiner::new(tun.offload()));
+        let joiner = RefCell::new(Joiner::new(tun.udp_offload()));
         Self { tun, joiner, refused: Cell::new(0), no_udp: Cell::new(false) }
     }
 
@@ -40,7 +40,7 @@ impl TunWriter {
     pub(super) fn flush(&self) -> u32 {
         let mut joiner = self.joiner.borrow_mut();
         joiner.flush(&mut |header, packet| self.write(header, packet));
-        joiner.set_udp(self.tun.offload() && !self.no_udp.get());
+        joiner.set_udp(self.tun.udp_offload() && !self.no_udp.get());
         self.refused.take()
     }
 
@@ -48,7 +48,7 @@ impl TunWriter {
     fn write(&self, header: &[u8], packet: &[u8]) {
         let written = match self.tun.try_write_parts(header, packet) {
             Ok(_) => true,
-            // Some kernels refuse super-packets that are valid (ADR 0007), old ones those of UDP: cut it here.
+            // Some kernels refuse super-packets that are valid (ADR 0007), and a plain device all: cut it here.
             Err(error) if error.kind() == ErrorKind::InvalidInput => self.write_segments(header, packet),
             Err(error) => {
                 tracing::trace!(%error, len = packet.len(), "packet not written to the TUN");
