@@ -210,7 +210,8 @@ pub(crate) fn measure_link(arguments: &MeasureArguments) -> Result<ExitCode> {
     );
 
     let speed = measure::throughput(&a, at_b, arguments.seconds, arguments.congestion.as_deref())?;
-    println!("TCP       {:.1} Mbit/s, one connection", speed / 1e6);
+    let (whole, settled) = (speed.whole / 1e6, speed.settled / 1e6);
+    println!("TCP       {whole:.1} Mbit/s, one connection; {settled:.1} without the first quarter of the time");
     let counters = link.counters(Direction::Forth)?;
     let beyond = counters.overruns + counters.overflowed;
     if beyond > 0 {

@@ -10,16 +10,15 @@ use std::{fmt, sync::Mutex};
 use anyhow::{Context, Result};
 
 use crate::{
-    Host, Impairment, Lab, Port,
+    Host, Impairment, Lab, Port, Tool,
     forwarder::Forwarder,
     lab::cable,
     pipe::{Counters, Pipe},
+    tools,
 };
 
 /// The interfaces in the link's own namespace.
 const ENDS: [&str; 2] = ["end0", "end1"];
-/// A number of segments that nothing reaches, the kernel's own default.
-const WHOLE: &str = "65535";
 
 /// A direction of a [`Link`], as the order of the ends in [`Lab::impaired_link`] says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +33,8 @@ pub enum Direction {
 /// packets pass. Nothing passes any more when it is dropped.
 ///
 /// Frames up to 64 KiB (GSO) stay whole, so that TCP reaches gigabits, as long as all frames are treated alike: nothing but a
-/// delay. With loss, duplication, reordering, jitter or a rate, the sending interface is told to hand over single segments
-/// (`gso_max_segs 1`), so that each is treated by itself.
+/// delay. With loss, duplication, reordering, jitter or a rate, the sending interface hands over single segments (its
+/// kernel cuts, as for a network card that cannot), so that each is treated by itself.
 #[must_use = "a link ends when it is dropped"]
 pub struct Link {
     name: String,
@@ -111,11 +110,11 @@ impl Link {
         // Before the first frame is treated by itself, senders stop making super-frames; and the other way round.
         let (segments, had) = (impairment.needs_segments(), before.needs_segments());
         if segments && !had {
-            self.limit_segments(end, "1")?;
+            self.hand_over_whole(end, false)?;
         }
         self.forwarder.pipe(end, |pipe| pipe.set(*impairment));
         if had && !segments {
-            self.limit_segments(end, WHOLE)?;
+            self.hand_over_whole(end, true)?;
         }
         *before = *impairment;
         Ok(())
@@ -144,9 +143,16 @@ impl Link {
         self.forwarder.counters(direction.entrance())
     }
 
-    fn limit_segments(&self, end: usize, most: &str) -> Result<()> {
+    /// Whether this end hands over frames that the kernel has not cut.
+    ///
+    /// Not by `gso_max_segs 1`: sockets would cut by themselves, and each segment would fill 2.3 KB of their buffers, so
+    /// that they hold little more than half of what they hold on a real link.
+    fn hand_over_whole(&self, end: usize, whole: bool) -> Result<()> {
+        tools::require(&[Tool::Ethtool])?;
+        let on = if whole { "on" } else { "off" };
         let (host, interface) = self.ends.get(end).context("a link has two ends")?;
-        host.ip(&["link", "set", "dev", interface, "gso_max_segs", most])
+        let features = ["tso", on, "tx-udp-segmentation", on];
+        host.command("ethtool").args(["-K", interface]).args(features).run().map(drop)
     }
 }
 

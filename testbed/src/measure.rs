@@ -185,29 +185,60 @@ fn receive(socket: &UdpSocket) -> Result<Option<(u64, Duration)>> {
     }
 }
 
-/// One TCP connection by iperf3 for so many seconds, with the system's congestion control or this one (`cubic`, `bbr`);
-/// returns what arrived, in bits per second.
+/// What one TCP connection moved, in bits per second, as its receiver counted it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Throughput {
+    /// From the first byte to the last: with the slow start.
+    pub whole: f64,
+    /// Without the first quarter of the time.
+    pub settled: f64,
+}
+
+/// One TCP connection by iperf3 for so many seconds, with the system's congestion control or this one (`cubic`, `bbr`).
 ///
 /// # Errors
 ///
 /// When iperf3 is missing or fails.
-pub fn throughput(from: &Host, to: Inside<'_>, seconds: u32, congestion: Option<&str>) -> Result<f64> {
+pub fn throughput(from: &Host, to: Inside<'_>, seconds: u32, congestion: Option<&str>) -> Result<Throughput> {
     let patience = Duration::from_secs(10);
     let address = to.address.to_string();
+    // The server prints what it received in each second, with `-J` too late to be waited for: its report comes with the client's.
     let server = to
         .host
         .command("iperf3")
-        .args(["-s", "-1", "-B", &address, "-p", IPERF_PORT, "--forceflush"])
+        .args(["-s", "-1", "-B", &address, "-p", IPERF_PORT, "--forceflush", "-i", "0.5"])
         .spawn_logged()?;
     server.wait_line("Server listening", patience)?;
     let seconds_text = seconds.to_string();
-    let arguments = ["-c", &address, "-p", IPERF_PORT, "-t", &seconds_text, "-O", "1", "-J"];
+    let arguments = ["-c", &address, "-p", IPERF_PORT, "-t", &seconds_text, "-J"];
     let arguments = arguments.into_iter().chain(congestion.into_iter().flat_map(|name| ["-C", name]));
     let report =
         from.command("iperf3").args(arguments).timeout(patience * 2 + Duration::from_secs(seconds.into())).run()?;
     let report: Value = serde_json::from_str(&report).context("iperf3's report")?;
-    let speed = report.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
-    speed.context("iperf3's report has no sum")
+    let whole = report.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
+    let whole = whole.context("iperf3's report has no sum")?;
+    server.wait(patience)?;
+    let moved: Vec<f64> = server.stdout().lines().filter_map(half_second).collect();
+    let settled = moved.get(moved.len() / 4..).unwrap_or_default();
+    ensure!(!settled.is_empty(), "iperf3's server printed no intervals: {}", server.stdout());
+    Ok(Throughput { whole, settled: settled.iter().sum::<f64>() / settled.len() as f64 })
+}
+
+/// The rate of `[  5]   0.50-1.00   sec  5.25 MBytes  88.1 Mbits/sec`, in bits per second.
+fn half_second(line: &str) -> Option<f64> {
+    let words: Vec<&str> = line.split(']').nth(1)?.split_whitespace().collect();
+    let [interval, "sec", _, _, rate, unit, ..] = words[..] else { return None };
+    let (begin, end) = interval.split_once('-')?;
+    let long = end.parse::<f64>().ok()? - begin.parse::<f64>().ok()?;
+    let scale = match unit {
+        "bits/sec" => 1.0,
+        "Kbits/sec" => 1e3,
+        "Mbits/sec" => 1e6,
+        "Gbits/sec" => 1e9,
+        _ => return None,
+    };
+    // The last line sums all up, and the last interval may be a rest.
+    ((0.4..0.6).contains(&long) && !words.contains(&"sender")).then_some(rate.parse::<f64>().ok()? * scale)
 }
 
 /// Round trips as `ping` measures them: least, mean, greatest and mean deviation.

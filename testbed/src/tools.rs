@@ -15,6 +15,8 @@ use anyhow::{Result, bail};
 pub enum Tool {
     /// `ip`, for links, addresses and routes.
     Ip,
+    /// `ethtool`, for links that treat each packet by itself.
+    Ethtool,
     /// `nft`, for routers that filter or translate.
     Nft,
     /// `ping`.
@@ -30,7 +32,7 @@ pub enum Tool {
 }
 
 impl Tool {
-    /// Every tool that labs and the demonstration need; coturn is for the testbed's own tests.
+    /// Every tool that labs and the demonstration need; coturn is for the testbed's own tests, ethtool for bad links.
     pub const ALL: [Self; 4] = [Self::Ip, Self::Nft, Self::Ping, Self::Iperf3];
 
     /// The program's name.
@@ -38,6 +40,7 @@ impl Tool {
     pub fn program(self) -> &'static str {
         match self {
             Self::Ip => "ip",
+            Self::Ethtool => "ethtool",
             Self::Nft => "nft",
             Self::Ping => "ping",
             Self::Iperf3 => "iperf3",
@@ -52,6 +55,7 @@ impl Tool {
     pub fn package(self) -> &'static str {
         match self {
             Self::Ip => "iproute2",
+            Self::Ethtool => "ethtool",
             Self::Nft => "nftables",
             Self::Ping => "iputils-ping",
             Self::Iperf3 => "iperf3",
