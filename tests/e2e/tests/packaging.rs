@@ -43,6 +43,7 @@ fn the_debian_package_holds_programs_units_and_configurations_that_they_understa
         "./lib/systemd/system/edgelink.service\n",
         "./lib/systemd/system/edgelink-controller.service\n",
         "./lib/systemd/system/edgelink-server.service\n",
+        "./usr/lib/sysctl.d/60-edgelink.conf\n",
         "./etc/edgelink/client.json\n",
         "./usr/share/doc/edgelink/install.md\n",
     ] {
