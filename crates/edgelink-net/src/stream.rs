@@ -33,10 +33,18 @@ impl PacedStream {
     pub(crate) fn update(&mut self, now: Instant) -> &Pace {
         if self.pace.is_due(now)
             && let Some(sample) = sample(&self.stream)
-            && let Some(unsent) = self.pace.update(&sample, now)
-            && let Err(error) = SockRef::from(&self.stream).set_tcp_notsent_lowat(unsent)
         {
-            tracing::debug!(%error, unsent, "TCP_NOTSENT_LOWAT");
+            let changes = self.pace.update(&sample, now);
+            if let Some(unsent) = changes.unsent
+                && let Err(error) = SockRef::from(&self.stream).set_tcp_notsent_lowat(unsent)
+            {
+                tracing::debug!(%error, unsent, "TCP_NOTSENT_LOWAT");
+            }
+            if let Some(rate) = changes.rate
+                && let Err(error) = set_max_pacing_rate(&self.stream, rate)
+            {
+                tracing::debug!(%error, rate, "SO_MAX_PACING_RATE");
+            }
         }
         &self.pace
     }
@@ -60,7 +68,29 @@ fn sample(stream: &TcpStream) -> Option<TcpSample> {
         cwnd: info.tcpi_snd_cwnd,
         mss: info.tcpi_snd_mss,
         rtt: Duration::from_micros(info.tcpi_rtt.into()),
+        min_rtt: Duration::from_micros(info.tcpi_min_rtt.into()),
+        sent: info.tcpi_data_segs_out,
+        resent: info.tcpi_total_retrans,
     })
+}
+
+/// Bytes per second that the kernel may send at most.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "no crate of ours sets SO_MAX_PACING_RATE")]
+fn set_max_pacing_rate(stream: &TcpStream, rate: u64) -> io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+
+    let len = libc::socklen_t::try_from(size_of_val(&rate)).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads `len` bytes of a local of that size.
+    let result = unsafe {
+        libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, (&raw const rate).cast(), len)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_max_pacing_rate(_: &TcpStream, _: u64) -> io::Result<()> {
+    Ok(())
 }
 
 #[cfg(not(target_os = "linux"))]

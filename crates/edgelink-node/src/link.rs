@@ -159,7 +159,7 @@ impl Node {
         id
     }
 
-    /// How many bytes should be handed to a link's connection at once: about 5 ms of what it delivers (DESIGN §6). Messages
+    /// How many bytes should be handed to a link's connection at once: about 2 ms of what it delivers (DESIGN §6). Messages
     /// are made no longer, and TCP super-packets that are longer are sent as several; single packets are what they are.
     pub fn set_link_budget(&mut self, id: LinkId, bytes: usize) {
         if let Some(link) = self.links.get_mut(&id) {

@@ -16,11 +16,14 @@ const PARAMS: FairParams = FairParams {
     codel: CodelParams { target: Duration::from_millis(15), interval: Duration::from_millis(200) },
     max_sojourn: Duration::from_secs(1),
 };
-/// Bound of what waits for one outlet, in bytes. A packet of at least [`KEEP`] bytes holds the buffer that it was read into, up to twice its
-/// size; so memory is bounded by twice this.
+/// Bound of what waits for the UDP sockets, in bytes. A packet of at least [`KEEP`] bytes holds the buffer that it was read
+/// into, up to twice its size; so memory is bounded by twice this.
 pub(crate) const MAX_WAITING: usize = 4 << 20;
-/// A slower connection may have less waiting: this many budgets, 200 ms of what it delivers.
-const BUDGETS: usize = 40;
+/// The same for a connection. It mends a loss for a round trip, and BBR pauses for 200 ms now and then; what comes
+/// meanwhile is a burst and no standing queue, which CoDel shortens.
+const MAX_WAITING_FOR_LINK: usize = 8 << 20;
+/// A slower connection may have less waiting: this many budgets, 300 ms of what it delivers.
+const BUDGETS: usize = 150;
 /// … but at least this.
 const MIN_WAITING: usize = 128 << 10;
 /// What a packet costs beside its bytes.
@@ -67,7 +70,7 @@ impl Spare {
 
 /// How many bytes may wait for a connection with this budget.
 fn limit_of(budget: usize) -> usize {
-    (budget * BUDGETS).clamp(MIN_WAITING, MAX_WAITING)
+    (budget * BUDGETS).clamp(MIN_WAITING, MAX_WAITING_FOR_LINK)
 }
 
 impl Node {
@@ -241,6 +244,7 @@ mod tests {
 
     #[test]
     fn what_may_wait_follows_the_connection() {
-        assert_eq!((limit_of(1_500), limit_of(6_250), limit_of(192 << 10)), (MIN_WAITING, 250_000, MAX_WAITING));
+        let limits = [800, 5_000, 192 << 10].map(limit_of);
+        assert_eq!(limits, [MIN_WAITING, 750_000, MAX_WAITING_FOR_LINK]);
     }
 }

@@ -66,12 +66,12 @@ pub struct Limits {
     pub stall_timeout: Duration,
     /// Data queued for one connection, in bytes (with 192 for each run of frames).
     pub data_queue: usize,
-    /// Data queued for a node that takes it so fast that more than [`Limits::data_queue`] are 20 ms of it: that much, but no
-    /// more than this.
+    /// Data queued for a receiver that takes it so fast that more than [`Limits::data_queue`] are 300 ms of it: that much, but
+    /// no more than this. It is room for bursts; CoDel shortens what stays.
     pub fast_data_queue: usize,
     /// The relay's own answers and P2P signalling queued for one connection, likewise.
     pub control_queue: usize,
-    /// Data queued for one mesh link, likewise; of it no pair of nodes may have more than [`Limits::data_queue`].
+    /// Data queued for one mesh link, likewise; of it no flow may have more than [`Limits::data_queue`], or 300 ms.
     pub mesh_queue: usize,
     /// Signalling queued for one mesh link.
     pub mesh_control_queue: usize,

@@ -88,9 +88,12 @@ impl Queue {
             (Lane::Control, true) => self.control.push(run, limits.mesh_control_queue, free, limits, drops),
             (Lane::Data, false) => {
                 let limit = self.drained.bound(run.queued, limits);
-                self.data.push(run, limit, free, limits, drops)
+                self.data.push(run, (limit, limit), free, limits, drops)
             }
-            (Lane::Data, true) => self.data.push(run, limits.mesh_queue, free, limits, drops),
+            (Lane::Data, true) => {
+                let most = self.drained.bound(run.queued, limits);
+                self.data.push(run, (limits.mesh_queue.max(most), most), free, limits, drops)
+            }
         }
     }
 
@@ -121,40 +124,52 @@ impl Queue {
     }
 }
 
-/// How fast a receiver takes what is for it, so that one that takes gigabits may have more than [`Limits::data_queue`]
-/// waiting: there that is a millisecond or two, less than the scheduler may keep either side from running.
+/// How fast a receiver takes what is for it, so that one that takes much may have more than [`Limits::data_queue`] waiting.
+///
+/// A connection that has lost a segment hands over nothing for a round trip and then all at once: a sender's to us as well as
+/// ours to the receiver. What a fast flow has in flight then waits here, in bursts that are no standing queue; CoDel
+/// tells one from the other, and the bound must not come before it.
 #[derive(Debug, Default)]
 struct Drained {
-    /// Bytes taken in the present window and the one before.
-    windows: [usize; 2],
+    /// Bytes taken in the present window.
+    taken: usize,
     began: Option<Instant>,
+    /// Most that was taken in a window of the present time and of the one before.
+    fastest: [usize; 2],
+    since: Option<Instant>,
 }
 
 impl Drained {
     /// Long enough that a pause of the scheduler does not look like a slow receiver.
     const WINDOW: Duration = Duration::from_millis(50);
-    /// What may wait: so much of what is taken in a window, 20 ms.
-    const SHARE: usize = 5;
+    /// What may wait: what is taken in so many windows, 300 ms.
+    const WINDOWS: usize = 6;
+    /// A rate is remembered for at least so long, and at most twice that: longer than a connection takes to mend a loss.
+    const MEMORY: Duration = Duration::from_secs(1);
 
     fn note(&mut self, taken: usize, now: Instant) {
         self.turn(now);
-        let [present, _] = &mut self.windows;
-        *present = present.saturating_add(taken);
+        self.taken = self.taken.saturating_add(taken);
     }
 
     /// How many bytes of data may wait.
     fn bound(&mut self, now: Instant, limits: &Limits) -> usize {
         self.turn(now);
-        let fastest = self.windows.into_iter().max().unwrap_or(0);
-        (2 * (fastest / Self::SHARE)).clamp(limits.data_queue, limits.fast_data_queue.max(limits.data_queue))
+        let fastest = self.fastest.into_iter().fold(self.taken, usize::max);
+        fastest.saturating_mul(Self::WINDOWS).clamp(limits.data_queue, limits.fast_data_queue.max(limits.data_queue))
     }
 
     fn turn(&mut self, now: Instant) {
-        let since = now.saturating_duration_since(*self.began.get_or_insert(now));
-        if since >= Self::WINDOW {
-            let [present, _] = self.windows;
-            self.windows = if since < 2 * Self::WINDOW { [0, present] } else { [0, 0] };
+        if now.saturating_duration_since(*self.began.get_or_insert(now)) >= Self::WINDOW {
+            let [present, _] = &mut self.fastest;
+            *present = (*present).max(std::mem::take(&mut self.taken));
             self.began = Some(now);
+        }
+        let since = now.saturating_duration_since(*self.since.get_or_insert(now));
+        if since >= Self::MEMORY {
+            let [present, _] = self.fastest;
+            self.fastest = if since < 2 * Self::MEMORY { [0, present] } else { [0, 0] };
+            self.since = Some(now);
         }
     }
 }

@@ -192,7 +192,14 @@ proptest! {
     /// frame that does not arrive is counted.
     #[test]
     fn slow_readers_lose_frames_but_nothing_else(steps in steps(true)) {
-        let limits = Limits { data_queue: 48 << 10, control_queue: 4 << 10, queued_total: 160 << 10, message: 1 << 20, ..Limits::default() };
+        let limits = Limits {
+            data_queue: 48 << 10,
+            fast_data_queue: 0,
+            control_queue: 4 << 10,
+            queued_total: 160 << 10,
+            message: 1 << 20,
+            ..Limits::default()
+        };
         let mut model = Model::new(limits.clone());
         for step in &steps {
             model.run(step);

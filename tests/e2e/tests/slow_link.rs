@@ -19,9 +19,13 @@ const DELAY: Duration = Duration::from_millis(10);
 const LINK_QUEUE: Duration = Duration::from_millis(20);
 const BULK: Duration = Duration::from_secs(5);
 /// How much longer a round trip may take while the link is full: the link's own queue, what is handed to the kernel at once
-/// (5 ms) and may be unsent there (5 ms), and twice as much again for a machine that is busy. Without
-/// bounds by the delivery rate half a megabyte went before a ping, which is 200 ms here, and the TUN's queue beside.
-const ADDED: Duration = Duration::from_millis(90);
+/// (2 ms) and may be unsent there (3 ms), and what an overflow of that queue holds up.
+const ADDED: Duration = Duration::from_millis(30);
+/// The same for one that does not go over that link.
+const ADDED_ELSEWHERE: Duration = Duration::from_millis(5);
+/// A busy machine adds milliseconds of its own, and never takes any away: one of so many measurements has to be within the
+/// bounds. Without bounds by the delivery rate half a megabyte goes before each ping, which is 200 ms here.
+const ATTEMPTS: u32 = 5;
 
 /// The median round trip of so many pings, a tenth of a second apart.
 fn ping(from: &Node, to: IpAddr, count: u32) -> Duration {
@@ -74,22 +78,25 @@ fn a_full_slow_link_adds_little_to_pings_and_nothing_to_those_that_go_elsewhere(
     // Towards the slow node, the queue is the relay's; away from it, its own.
     for (from, to, target, index) in [(fast, slow, at_slow, 1), (slow, fast, at_fast, 0)] {
         let address = net.at(index, 7_000).unwrap();
-        let (rate, loaded, elsewhere) = thread::scope(|scope| {
-            let transfer = scope.spawn(|| bulk(from, to, address));
-            let elsewhere = scope.spawn(|| ping(fast, at_other, 40));
-            let loaded = ping(from, target, 40);
-            (transfer.join().unwrap(), loaded, elsewhere.join().unwrap())
+        let fits = (1..=ATTEMPTS).any(|attempt| {
+            let (rate, loaded, elsewhere) = thread::scope(|scope| {
+                let transfer = scope.spawn(|| bulk(from, to, address));
+                let elsewhere = scope.spawn(|| ping(fast, at_other, 40));
+                let loaded = ping(from, target, 40);
+                (transfer.join().unwrap(), loaded, elsewhere.join().unwrap())
+            });
+            eprintln!(
+                "{} to {}, attempt {attempt}: {:.1} Mbit/s; ping {idle:?} idle, {loaded:?} beside it; \
+                 elsewhere {idle_elsewhere:?}, {elsewhere:?}",
+                from.host.name(),
+                to.host.name(),
+                rate / 1e6
+            );
+            // The link is full meanwhile: half of it would show that something is thrown away, or held back.
+            assert!(rate >= 0.5 * RATE as f64, "{rate:.0} bit/s of {RATE}");
+            loaded <= idle + ADDED && elsewhere <= idle_elsewhere + ADDED_ELSEWHERE
         });
-        eprintln!(
-            "{} to {}: {:.1} Mbit/s; ping {idle:?} idle, {loaded:?} beside it; elsewhere {idle_elsewhere:?}, {elsewhere:?}",
-            from.host.name(),
-            to.host.name(),
-            rate / 1e6
-        );
-        assert!(loaded <= idle + ADDED, "{idle:?} became {loaded:?}");
-        assert!(elsewhere <= idle_elsewhere + ADDED / 3, "{idle_elsewhere:?} became {elsewhere:?}");
-        // The link is full meanwhile: half of it would show that something is thrown away, or held back.
-        assert!(rate >= 0.5 * RATE as f64, "{rate:.0} bit/s of {RATE}");
+        assert!(fits, "not once within {ADDED:?} and {ADDED_ELSEWHERE:?}");
     }
     net.check_alive().unwrap();
 }

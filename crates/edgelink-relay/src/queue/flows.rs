@@ -68,9 +68,15 @@ impl Flows {
         self.cost == 0
     }
 
-    /// Queues a run in a lane that may cost `limit` in all, of which one flow may have [`Limits::data_queue`] on a mesh link
-    /// and everything elsewhere.
-    pub(super) fn push(&mut self, run: Run, limit: usize, free: usize, limits: &Limits, drops: &mut Drops) -> bool {
+    /// Queues a run in a lane that may cost `limit` in all, of which one flow may have `most`.
+    pub(super) fn push(
+        &mut self,
+        run: Run,
+        (limit, most): (usize, usize),
+        free: usize,
+        limits: &Limits,
+        drops: &mut Drops,
+    ) -> bool {
         let cost = run.frames.len() + RUN_OVERHEAD;
         if cost > limit {
             drops.add(DropReason::QueueFull, frames_in(&run.frames));
@@ -105,7 +111,6 @@ impl Flows {
         // The bound that a lane sets itself (leave to others as much as one takes) is the whole connection's.
         let others = self.held - flow.fifo.held;
         let before = (flow.fifo.cost(), flow.fifo.held);
-        let most = if limit > limits.data_queue && limit == limits.mesh_queue { limits.data_queue } else { limit };
         let accepted = flow.fifo.push(run, most, free.saturating_sub(others), limits, drops);
         let after = (flow.fifo.cost(), flow.fifo.held);
         self.account(before, after);
