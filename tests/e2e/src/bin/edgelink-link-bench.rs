@@ -9,6 +9,7 @@
 //! `LINK_BENCH_WMEM` is `net.ipv4.tcp_wmem` on all hosts, `LINK_BENCH_WAYS` a part of `plain,direct,relayed`, `LINK_BENCH_INSIDE` of `bbr,cubic`, and `LINK_BENCH_SAMPLES` a
 //! directory for what `ss` says of every TCP connection twice a second, with what client and relay dropped.
 #![expect(clippy::print_stdout, reason = "a program for people")]
+#![expect(clippy::disallowed_methods, reason = "it works on the real clock")]
 
 use anyhow::{Context, Result, anyhow, bail};
 use edgelink_api::local::PathKind;
