@@ -130,6 +130,8 @@ section! {
     pub struct P2p {
         /// Try direct connections. false: not one UDP packet is sent.
         enabled: bool = true;
+        /// UDP port, and TCP port on private addresses for neighbours between whom UDP does not get through. 0: any that is free.
+        port: u16 = 0;
         /// Seconds between packets that keep NAT mappings open.
         keepalive_interval_seconds: Seconds = Seconds(25.0), in Seconds(1.0)..=Seconds(55.0);
     }

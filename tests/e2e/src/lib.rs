@@ -10,6 +10,7 @@
 
 pub mod failover;
 mod flows;
+pub mod lan;
 mod net;
 mod node;
 pub mod p2p;

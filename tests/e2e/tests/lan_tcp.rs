@@ -120,12 +120,22 @@ fn without_direct_paths_no_port_is_open() {
     let Some(mut net) = Net::start(&["a"]).unwrap() else { return };
     let listens = |net: &Net| -> Vec<String> {
         let text = net.nodes[0].host.command("ss").args(["-Hltn"]).run().unwrap();
-        let at = text.lines().filter_map(|line| line.split_whitespace().nth(3)?.rsplit_once(':'));
-        at.map(|(address, _)| address.to_owned()).collect()
+        text.lines().filter_map(|line| line.split_whitespace().nth(3).map(ToOwned::to_owned)).collect()
     };
-    // On the private address of its own interface, neither on all nor in the tunnel.
-    let own = vec![TcpOnly::node_address(1).to_string()];
-    edgelink_testbed::wait::until("a listener", SOON, || (listens(&net) == own).then_some(())).unwrap();
+    // On the private address of its own interface, neither on all nor in the tunnel; at the UDP port's number.
+    let own = TcpOnly::node_address(1).to_string();
+    let one = |net: &Net| listens(net).iter().all(|at| at.starts_with(&own)).then(|| listens(net).len());
+    edgelink_testbed::wait::until("a listener", SOON, || one(&net).filter(|count| *count == 1)).unwrap();
+    let udp = net.nodes[0].host.command("ss").args(["-Hlun"]).run().unwrap();
+    let number = listens(&net)[0].rsplit_once(':').unwrap().1.to_owned();
+    assert!(udp.contains(&format!(":{number} ")), "{udp}");
+
+    let a = &mut net.nodes[0];
+    a.end(nix::sys::signal::Signal::SIGTERM).unwrap();
+    a.configure(&serde_json::json!({ "p2p": { "port": 41700 } })).unwrap();
+    a.run().unwrap();
+    let wanted = vec![format!("{own}:41700")];
+    edgelink_testbed::wait::until("the port wanted", SOON, || (listens(&net) == wanted).then_some(())).unwrap();
 
     let a = &mut net.nodes[0];
     a.end(nix::sys::signal::Signal::SIGTERM).unwrap();

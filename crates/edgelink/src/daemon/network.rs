@@ -305,6 +305,7 @@ impl Network {
             paths: PathSettings { latency_report: config.relay.latency_report_interval_seconds.duration() },
             p2p: P2pConfig {
                 enabled: config.p2p.enabled,
+                port: config.p2p.port,
                 keepalive: config.p2p.keepalive_interval_seconds.duration(),
                 mtu: config.tun.mtu,
                 ..P2pConfig::default()
