@@ -36,6 +36,11 @@ impl SmoothedRtt {
         next
     }
 
+    /// Whether the last sample differed so much that the next one decides whether it was noise: worth asking soon.
+    pub const fn is_in_doubt(&self) -> bool {
+        self.outlier.is_some()
+    }
+
     /// The smoothed value in µs; `None` before the first sample.
     pub fn get(&self) -> Option<u64> {
         self.value

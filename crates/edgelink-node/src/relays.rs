@@ -7,7 +7,7 @@ use crate::link::{LinkId, Target};
 use crate::timers::Timer;
 use crate::{Drop, Node};
 use edgelink_auth::challenge;
-use edgelink_model::{ErrorCode, NodeId, Now, ServerId};
+use edgelink_model::{ErrorCode, NodeId, Now, ServerId, SmoothedRtt};
 use edgelink_wire::control::{ControlMessage, Reassembler, proto};
 use edgelink_wire::ping::Ping;
 use edgelink_wire::{Frame, FrameType, WireError};
@@ -20,8 +20,9 @@ const CHECK: Duration = Duration::from_secs(2);
 /// The most bytes of a relay's control message. It has small ones only, and a list of empty elements takes two hundred
 /// times its bytes in memory: with the protocol's limit of 8 MiB, a kilobyte from a hostile relay would take 1.6 GB.
 const MESSAGE_LIMIT: usize = 64 << 10;
-/// Weight of a new sample in the smoothed round trip, as in RFC 6298.
-const SMOOTHING: u32 = 8;
+/// A round trip that differs much, as the first one after an outage does, is looked at again so soon: the controller computes
+/// paths from it.
+const DOUBT: Duration = Duration::from_secs(1);
 
 /// A relay of our network.
 pub(crate) struct Relay {
@@ -34,7 +35,9 @@ pub(crate) struct Relay {
     ping_seq: u32,
     /// The token that was shown: what the signature is about, even if a newer one has come meanwhile.
     offered: String,
+    /// Smoothed.
     pub(crate) rtt: Option<Duration>,
+    samples: SmoothedRtt,
     /// It has said that it is about to end.
     leaving: bool,
     pub(crate) problem: Option<String>,
@@ -61,6 +64,7 @@ impl Relay {
             ping_seq: 0,
             offered: String::new(),
             rtt: None,
+            samples: SmoothedRtt::new(),
             leaving: false,
             problem: None,
         }
@@ -138,7 +142,7 @@ impl Node {
         }
         relay.link = None;
         relay.phase = Phase::Down;
-        relay.rtt = None;
+        (relay.rtt, relay.samples) = (None, SmoothedRtt::new());
         relay.leaving = false;
         relay.hearing.forget_question();
         relay.problem = Some(reason.to_owned());
@@ -315,8 +319,12 @@ impl Node {
         let Some(relay) = self.relays.get_mut(&id) else { return };
         if pong.seq == relay.ping_seq {
             let sample = Duration::from_micros(now_us.saturating_sub(pong.sent_us));
-            let rtt = relay.rtt.map_or(sample, |rtt| (rtt * (SMOOTHING - 1) + sample) / SMOOTHING);
+            let sample = u64::try_from(sample.as_micros()).unwrap_or(u64::MAX);
+            let rtt = Duration::from_micros(relay.samples.update(sample));
             relay.rtt = Some(rtt);
+            if relay.samples.is_in_doubt() {
+                self.timers.set_earlier(Timer::Relay(id), now.mono + DOUBT);
+            }
             self.note_relay_rtt(id, rtt, now);
             self.relays_changed(now);
         }

@@ -26,6 +26,9 @@ const QUICK_RETRIES: u32 = 120;
 const SLOW_RETRY: Duration = Duration::from_secs(30);
 /// A link that lasted so long ends the outage.
 const STABLE: Duration = Duration::from_secs(10);
+/// A round trip that differs much, as the first one after an outage does, is looked at again so soon: the controller computes
+/// paths from it.
+const DOUBT: Duration = Duration::from_secs(1);
 
 /// What is known of other relays.
 #[derive(Debug, Default)]
@@ -370,6 +373,10 @@ impl Relay {
         link.in_flight = false;
         let sample = now.mono.saturating_duration_since(link.last_ping).as_micros();
         link.rtt.update(u64::try_from(sample).unwrap_or(u64::MAX));
+        if link.rtt.is_in_doubt() {
+            link.next_ping = link.next_ping.min(now.mono + DOUBT);
+            self.schedule_link(conn);
+        }
         self.latency_changed(now);
     }
 

@@ -107,6 +107,11 @@ pub fn trial(web: &mut Web, event: Event) -> Result<Outcome> {
             let path = &peer.path;
             path.rtt_ms.is_some() && path.relay_id.is_some() && settled.is_none_or(|kind| path.kind == kind)
         })
+    });
+    let status = status.with_context(|| {
+        let paths = a.edgelink(&["paths", "b"]).and_then(|command| command.run());
+        let known = web.net.ctl(&["latency"]).and_then(|command| command.run());
+        format!("paths to b, and what the controller knows:\n{}\n{}", either(paths), either(known))
     })?;
     let used = status.peers.iter().find(|peer| peer.name == "b").and_then(|peer| peer.path.relay_id);
     let used = used.context("no relay in use")?;
@@ -146,4 +151,9 @@ pub fn trial(web: &mut Web, event: Event) -> Result<Outcome> {
     web.wait_connected()?;
     web.check_alive()?;
     Ok(outcome)
+}
+
+/// What a command printed, or why it did not.
+fn either(outcome: Result<String>) -> String {
+    outcome.unwrap_or_else(|error| format!("{error:#}"))
 }

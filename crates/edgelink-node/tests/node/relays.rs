@@ -214,6 +214,27 @@ fn a_relay_that_accepts_and_closes_at_once_is_not_stormed() {
 }
 
 #[test]
+fn a_round_trip_that_an_outage_made_long_is_put_right_within_seconds() {
+    let mut world = World::joined(&Peer::new());
+    let relay = world.relay();
+    let ping_within = |world: &mut World, seconds: u32| {
+        let step = Duration::from_millis(100);
+        let seen = (0..10 * seconds).flat_map(|_| world.advance(step)).find_map(|(_, seen)| match seen {
+            Seen::Sent(to, Sent::Ping(ping)) if to == relay => Some(ping),
+            _ => None,
+        });
+        seen.unwrap_or_else(|| panic!("no PING within {seconds} s"))
+    };
+    let shown = |world: &World| world.status().relays[0].rtt_ms.unwrap();
+    for (within, answered_after) in [(30, 30), (30, 30), (30, 6_000), (2, 30), (2, 30)] {
+        let ping = ping_within(&mut world, within);
+        world.elapsed += Duration::from_millis(answered_after);
+        world.deliver_raw(relay, &ping.encode(FrameType::Pong));
+    }
+    assert!((30.0..131.0).contains(&shown(&world)), "{}", shown(&world));
+}
+
+#[test]
 fn a_silent_relay_is_left() {
     let peer = Peer::new();
     let mut world = World::joined(&peer);
