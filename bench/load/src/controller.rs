@@ -14,6 +14,7 @@ pub(crate) struct Controller {
     bin_dir: PathBuf,
     dir: TempDir,
     process: Process,
+    address: SocketAddr,
     pub(crate) pin: Pin,
 }
 
@@ -32,11 +33,12 @@ impl Controller {
         let process = Process::start(&bin_dir.join("edgelink-controller"), &args, limit).await?;
         let ca = std::fs::read(state.join("ca.pem")).context("the controller has made no CA")?;
         let pin = tls::spki_pin(&ca)?;
-        Ok(Self { bin_dir, dir, process, pin })
+        let address = process.address()?;
+        Ok(Self { bin_dir, dir, process, address, pin })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.process.address
+        self.address
     }
 
     pub(crate) fn tls(&self) -> ClientTls {
@@ -76,11 +78,17 @@ impl Controller {
         self.auth_key(&name(0), false).await
     }
 
+    /// A key for the first network that approves the routes of those whom it lets in.
+    pub(crate) async fn gateway_key(&self) -> Result<String> {
+        self.auth_key_with(&name(0), &["--preauthorize", "--approve-routes"]).await
+    }
+
     async fn auth_key(&self, network: &str, preauthorize: bool) -> Result<String> {
-        let mut args = vec!["token", "generate", "--type", "auth-key", "--network", network, "--reusable"];
-        if preauthorize {
-            args.push("--preauthorize");
-        }
+        self.auth_key_with(network, if preauthorize { &["--preauthorize"] } else { &[] }).await
+    }
+
+    async fn auth_key_with(&self, network: &str, more: &[&str]) -> Result<String> {
+        let args = [&["token", "generate", "--type", "auth-key", "--network", network, "--reusable"], more].concat();
         let answer: serde_json::Value = serde_json::from_str(&self.ctl(&args).await?)?;
         Ok(answer["key"].as_str().context("edgelink-ctl printed no key")?.to_owned())
     }

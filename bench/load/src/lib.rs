@@ -1,5 +1,5 @@
 //! Many synthetic nodes at one real controller: how fast they join, what that costs it, and how soon all of them know of a
-//! change; and at one real relay ([`relay`]).
+//! change; at one real relay ([`relay`]); and beside one real client ([`client`]).
 //!
 //! Each node has a machine key and a WebSocket of its own, authenticates as real ones do, announces a node key, takes and
 //! acknowledges its configuration and every update. What it is told is checked: nothing of another network, and in the
@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a measuring tool works on the real clock")]
 
+pub mod client;
 mod controller;
 #[cfg(test)]
 mod crash_tests;
@@ -28,7 +29,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::task::LocalSet;
 
-/// Load a controller, or a relay, with synthetic nodes and measure it.
+/// Load a controller, a relay or a client with synthetic nodes and measure it.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "edgelink-load", version, args_conflicts_with_subcommands = true, max_term_width = 100)]
 struct Cli {
@@ -42,6 +43,8 @@ struct Cli {
 enum Command {
     /// Load a relay instead.
     Relay(relay::RelayArgs),
+    /// Let a client know many nodes and routes instead; to be run as root in a network namespace.
+    Client(client::ClientArgs),
 }
 
 /// Load a controller with synthetic nodes and measure it.
@@ -117,6 +120,9 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Some(Command::Relay(args)) => {
             relay::run(&args).map(|report| if args.run.json { report.json().to_string() } else { report.text() })
+        }
+        Some(Command::Client(args)) => {
+            client::run(&args).map(|report| if args.run.json { report.json().to_string() } else { report.text() })
         }
         None => {
             let args = cli.controller;

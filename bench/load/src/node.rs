@@ -28,12 +28,26 @@ pub(crate) struct Identity {
     auth_key: RefCell<Option<String>>,
     auth_token: RefCell<String>,
     seq: Cell<u64>,
+    /// Subnets of 256 addresses that it serves.
+    serves: Vec<[u8; 4]>,
 }
 
 impl Identity {
     pub(crate) fn new(network: usize, auth_key: Option<String>) -> Self {
         let machine = MachineKey::generate(&mut UnwrapErr(SysRng));
-        Self { network, machine, auth_key: RefCell::new(auth_key), auth_token: RefCell::default(), seq: Cell::new(0) }
+        Self {
+            network,
+            machine,
+            auth_key: RefCell::new(auth_key),
+            auth_token: RefCell::default(),
+            seq: Cell::new(0),
+            serves: Vec::new(),
+        }
+    }
+
+    /// The same, as a gateway of these subnets.
+    pub(crate) fn serving(self, serves: Vec<[u8; 4]>) -> Self {
+        Self { serves, ..self }
     }
 }
 
@@ -101,6 +115,17 @@ impl<'a> Node<'a> {
         *self.identity.auth_key.borrow_mut() = None;
         let announce = self.announce(&me, admitted.server_time_ms / 1000)?;
         self.ws.send(announce.into()).await?;
+        if !self.identity.serves.is_empty() {
+            let route = |subnet: &[u8; 4]| proto::Route {
+                cidr: Some(proto::Prefix { address: subnet.to_vec(), length: 24 }),
+                priority: 100,
+                weight: 100,
+                ..Default::default()
+            };
+            let routes = self.identity.serves.iter().map(route).collect();
+            let routes = Some(proto::RouteList { routes });
+            self.say(proto::ConfigUpdate { routes, ..Default::default() }).await?;
+        }
         drop(turn);
 
         let mut ping = tokio::time::interval(PING_INTERVAL);

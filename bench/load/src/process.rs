@@ -10,11 +10,11 @@ use tokio::process::{Child, Command};
 
 /// What a process has used.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Usage {
+pub struct Usage {
     /// CPU seconds, user and system.
-    pub(crate) cpu: f64,
+    pub cpu: f64,
     /// Resident set, bytes.
-    pub(crate) rss: u64,
+    pub rss: u64,
 }
 
 impl Usage {
@@ -45,11 +45,12 @@ pub(crate) fn bin_dir(given: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
-/// A running program that has said `ready … ADDRESS`.
+/// A running program that has said `ready …`.
 pub(crate) struct Process {
     child: Child,
     pub(crate) pid: u32,
-    pub(crate) address: SocketAddr,
+    /// The last word of what it said.
+    address: String,
 }
 
 impl Process {
@@ -67,14 +68,19 @@ impl Process {
         let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
         let ready = async {
             while let Some(line) = lines.next_line().await? {
-                if let Some(address) = line.strip_prefix("ready ").and_then(|rest| rest.rsplit(' ').next()) {
-                    return Ok(address.parse()?);
+                if let Some(rest) = line.strip_prefix("ready ") {
+                    return Ok(rest.rsplit(' ').next().unwrap_or_default().to_owned());
                 }
             }
             bail!("{name} ended before it was ready")
         };
         let address = tokio::time::timeout(limit, ready).await.with_context(|| format!("{name} is not ready"))??;
         Ok(Self { child, pid, address })
+    }
+
+    /// Where a server listens.
+    pub(crate) fn address(&self) -> Result<SocketAddr> {
+        self.address.parse().with_context(|| format!("{:?} is no address", self.address))
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {

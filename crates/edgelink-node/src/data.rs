@@ -234,7 +234,7 @@ impl Node {
         }
         peer.rx_bytes += packet.len() as u64;
         if peer.note_data(now.mono) {
-            self.report_soon(now);
+            self.talks(from, now);
         }
         tun(header, packet);
         Ok(())

@@ -1,10 +1,11 @@
 //! LATENCY_REPORT (DESIGN §1, specification §5.3): what the controller computes best paths from.
 
 use crate::Node;
+use crate::peers::Peer;
 use crate::timers::Timer;
 use edgelink_model::{NodeId, Now, ServerId};
 use edgelink_wire::control::{ControlMessage, proto};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Changes are gathered for this long.
@@ -21,6 +22,8 @@ const MAX_ACTIVE: usize = 4096;
 pub(crate) struct Report {
     at: Option<Instant>,
     rtts: BTreeMap<ServerId, Duration>,
+    /// At least the peers that we talk with or send to, so that the others need not be looked at.
+    pub(crate) talking: BTreeSet<NodeId>,
 }
 
 impl Node {
@@ -28,6 +31,12 @@ impl Node {
     pub(crate) fn report_soon(&mut self, now: Now) {
         let earliest = self.report.at.map_or(now.mono, |at| at + LEAST_INTERVAL);
         self.timers.set_earlier(Timer::Report, earliest.max(now.mono + GATHER));
+    }
+
+    /// Data goes between a peer and us, the first in a while.
+    pub(crate) fn talks(&mut self, peer: NodeId, now: Now) {
+        self.report.talking.insert(peer);
+        self.report_soon(now);
     }
 
     /// A relay's round trip was measured anew.
@@ -45,7 +54,13 @@ impl Node {
         let connected = || self.relays.iter().filter(|(_, relay)| relay.stays());
         self.report.at = Some(now.mono);
         self.report.rtts = connected().filter_map(|(id, relay)| Some((*id, relay.rtt?))).collect();
-        let active = self.peers.iter().filter(|(_, peer)| peer.has_data(now.mono)).map(|(NodeId(id), _)| id);
+        let peers = &self.peers;
+        self.report.talking.retain(|id| {
+            let awake = |peer: &Peer| peer.paths.as_ref().is_some_and(|paths| !paths.is_asleep(now.mono));
+            peers.get(*id).is_some_and(|peer| peer.has_data(now.mono) || awake(peer))
+        });
+        let has_data = |id: &&NodeId| peers.get(**id).is_some_and(|peer| peer.has_data(now.mono));
+        let active = self.report.talking.iter().filter(has_data).map(|NodeId(id)| *id);
         let micros = |rtt: Duration| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
         let latency = |(id, rtt): (&ServerId, &Duration)| proto::Latency { server_id: id.0, rtt_us: micros(*rtt) };
         let report = proto::LatencyReport {

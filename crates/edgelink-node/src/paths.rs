@@ -76,7 +76,7 @@ impl Node {
         let hedging = paths.is_hedging();
         let new = state.note_data(now.mono);
         if new {
-            self.report_soon(now);
+            self.talks(peer, now);
         }
         if sending.woken {
             // The probes go out after the packet: nobody waits for them.
@@ -275,8 +275,14 @@ impl Node {
         if set_changed {
             self.report_soon(now);
         }
-        let concerned = |peer: &Peer| peer.paths.as_ref().is_some_and(|p| set_changed || !p.is_asleep(now.mono));
-        let peers: Vec<NodeId> = self.peers.iter().filter(|(_, p)| concerned(p)).map(|(id, _)| id).collect();
+        let peers: Vec<NodeId> = if set_changed {
+            self.peers.iter().filter(|(_, peer)| peer.paths.is_some()).map(|(id, _)| id).collect()
+        } else {
+            // A new round trip, every few seconds: those who sleep hear of it when they wake.
+            let awake = |peer: &Peer| peer.paths.as_ref().is_some_and(|paths| !paths.is_asleep(now.mono));
+            let talking = self.report.talking.iter().copied();
+            talking.filter(|id| self.peers.get(*id).is_some_and(awake)).collect()
+        };
         for peer in peers {
             if let Some(paths) = self.peers.get_mut(peer).and_then(|p| p.paths.as_mut()) {
                 paths.set_relays(&self.relay_ways, now.mono);

@@ -188,10 +188,10 @@ impl Node {
     ) {
         match frame.frame_type() {
             Some(FrameType::Ping) => {
-                if let Ok(ping) = Ping::parse(frame.payload) {
-                    self.send(link, ping.encode(FrameType::Pong).to_vec());
-                }
-                return;
+                return match Ping::parse(frame.payload) {
+                    Ok(ping) => self.send(link, ping.encode(FrameType::Pong).to_vec()),
+                    Err(_) => self.drops.count(Drop::Malformed),
+                };
             }
             Some(FrameType::Pong) => return self.handle_relay_pong(id, frame.payload, now),
             Some(_) => {}

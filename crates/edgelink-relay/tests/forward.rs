@@ -307,6 +307,38 @@ fn a_super_packet_of_the_largest_size_passes() {
     assert_eq!(out, [frame.clone(), frame.clone(), frame]);
 }
 
+/// 64 KiB of the smallest frames: those for others arrive as they are, the rest is counted, and what is answered is bounded.
+#[test]
+fn tiny_frames_by_the_thousand_cost_no_more_than_they_are() {
+    const MESSAGE: usize = 64 << 10;
+    let mut world = World::new();
+    let (a, b, c) = (world.join(1, 7), world.join(2, 7), world.join(3, 7));
+    let size = sealed(FrameType::Data, 1, 2, 0, 0).len();
+    let count = MESSAGE / size;
+    // For two in turn, the worst for runs.
+    let tiny = |n: usize| sealed(FrameType::Data, 1, 2 + (n % 2) as u32, n as u8, 0);
+    world.say(a, &(0..count).flat_map(tiny).collect::<Vec<u8>>());
+    assert!(world.relay.stats().queued_bytes <= 16 * MESSAGE, "{}", world.relay.stats().queued_bytes);
+    for (conn, odd) in [(b, 0), (c, 1)] {
+        let expected: Vec<Vec<u8>> = (0..count).filter(|n| n % 2 == odd).map(tiny).collect();
+        assert!(world.forwarded(conn) == expected);
+    }
+    assert_eq!(world.relay.stats().queued_bytes, 0);
+
+    // Of no known type, and to nobody: counted each, and the answers fit the lane for them.
+    let unknown = frame(0xee, b"").repeat(MESSAGE / 5);
+    world.say(a, &unknown);
+    assert_eq!(world.relay.stats().drops.get(DropReason::UnknownType), (MESSAGE / 5) as u64);
+    assert!(world.relay.stats().queued_bytes <= 2 * MESSAGE);
+    let told = world.take(a).len();
+    assert!(told < MESSAGE / 5, "{told}");
+    let nobody: Vec<u8> = (0..count).flat_map(|_| sealed(FrameType::Data, 1, 99, 0, 0)).collect();
+    world.say(a, &nobody);
+    assert_eq!(world.take(a).len(), 1, "once a second");
+    world.say(a, &data(1, 2, 1));
+    assert_eq!(world.forwarded(b), [data(1, 2, 1)], "the connection lives");
+}
+
 #[test]
 fn silence_for_a_minute_ends_a_connection() {
     let mut world = World::new();

@@ -52,7 +52,7 @@ impl Server {
 
     pub(crate) fn dial(&self) -> Result<Dial> {
         let tls = tls::client_config(&ClientTls { pin: Some(self.pin), ..ClientTls::default() })?;
-        Ok(Dial::new(format!("wss://{}/ws/data", self.process.address), tls))
+        Ok(Dial::new(format!("wss://{}/ws/data", self.process.address()?), tls))
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {
@@ -61,7 +61,7 @@ impl Server {
 
     /// A figure of `/metrics`, with its labels.
     pub(crate) async fn metric(&self, name: &str) -> Result<u64> {
-        let dial = Dial { url: format!("wss://{}", self.process.address), ..self.dial()? };
+        let dial = Dial { url: format!("wss://{}", self.process.address()?), ..self.dial()? };
         let request = http::Request::get("/metrics").body(Full::new(Bytes::new()))?;
         let answer = ask(&dial, request, 1 << 20).await?;
         let text = String::from_utf8(answer.into_body().to_vec())?;

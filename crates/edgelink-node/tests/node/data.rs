@@ -568,3 +568,55 @@ fn a_peers_ping_is_echoed_whole() {
     assert_eq!(peer.open(&echo, world.now()), Ok(probe));
     assert_eq!(world.tun, []);
 }
+
+/// 64 KiB of the smallest frames that there are, of every kind, from a relay or through it: each is counted or handled, none
+/// is answered one by one, none reaches the kernel but what is an IP packet of the peer's.
+#[test]
+fn tiny_frames_by_the_thousand_are_counted_and_answered_by_next_to_nothing() {
+    const MESSAGE: usize = 64 << 10;
+    let (mut world, mut peer) = pair();
+    let relay = world.relay();
+    let whole = |frame: Vec<u8>| (MESSAGE / frame.len(), frame);
+    // Of no known type, DATA, both probes, key announcements, pings, pongs.
+    let empty = |ty: u8| whole(vec![1, ty, 0, 0, 0]);
+    let sent = |world: &mut World| -> usize {
+        while world.node.poll_event().is_some() {}
+        std::iter::from_fn(|| world.node.poll_transmit(relay, world.now())).map(|message| message.len()).sum()
+    };
+    let deliver = |world: &mut World, message: &[u8]| {
+        let (now, tun) = (world.now(), &mut world.tun);
+        let mut push = |header: &[u8], packet: &[u8]| tun.push((header.to_vec(), packet.to_vec()));
+        world.node.handle_message(relay, &mut message.to_vec(), now, &mut world.rng, &mut push);
+    };
+
+    for ty in [0xee, 0x10, 0x32, 0x33, 0x13, 0x20, 0x21] {
+        let (count, frame) = empty(ty);
+        let before: u64 = world.status().drops.values().sum();
+        deliver(&mut world, &frame.repeat(count));
+        let counted = world.status().drops.values().sum::<u64>() - before;
+        assert_eq!((counted, sent(&mut world)), (count as u64, 0), "{ty:#x}");
+    }
+
+    // A stranger's, as short as sealed frames can be: it is greeted once.
+    let mut stranger = peer.seal(b"");
+    stranger[5..9].copy_from_slice(&7_777_u32.to_be_bytes());
+    let (count, frame) = whole(stranger);
+    deliver(&mut world, &frame.repeat(count));
+    assert_eq!(world.drops("unknown_key"), count as u64);
+    assert!(sent(&mut world) <= 512);
+
+    // The peer's own: empty, and the shortest IP packets, a window of them.
+    let message: Vec<u8> = (0..MESSAGE / 41).flat_map(|_| peer.seal(b"")).collect();
+    deliver(&mut world, &message);
+    assert_eq!(world.drops("not_ip"), (MESSAGE / 41) as u64);
+    assert_eq!(world.tun, []);
+    let shortest = &udp(PEER_IP, MY_IP, b"")[..];
+    let count = MESSAGE / (41 + shortest.len());
+    let message: Vec<u8> = (0..count).flat_map(|_| peer.seal(shortest)).collect();
+    deliver(&mut world, &message);
+    assert_eq!(world.tun, vec![(PLAIN.to_vec(), shortest.to_vec()); count]);
+    deliver(&mut world, &message);
+    assert_eq!(world.drops("replayed"), count as u64);
+    assert!(sent(&mut world) <= 512, "nothing of it is answered");
+    assert_eq!(world.tun.len(), count);
+}

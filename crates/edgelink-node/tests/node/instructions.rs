@@ -115,6 +115,38 @@ fn count_receive_with_1000_peers() {
     receive(1_000);
 }
 
+#[inline(never)]
+fn measured_waking(world: &mut World) {
+    let now = world.now();
+    world.node.handle_timeout(now, &mut world.rng);
+    while world.node.poll_event().is_some() {}
+    black_box(world.node.poll_timeout());
+}
+
+/// Looks at the clock as a shell does that is woken: whenever something is due, and as often in between.
+fn wake(peers: u16) {
+    let (mut world, _peer) = crowd(peers);
+    // 2 s, not longer than links do without an answer; a report and a probe are among it.
+    for _ in 0..PACKETS {
+        world.elapsed += std::time::Duration::from_millis(1);
+        measured_waking(&mut world);
+    }
+    let status = world.status();
+    assert_eq!(status.peers.len(), usize::from(peers));
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_wake_up_with_1_peer() {
+    wake(1);
+}
+
+#[test]
+#[ignore = "counted by scripts/check-instructions"]
+fn count_wake_up_with_1000_peers() {
+    wake(1_000);
+}
+
 /// Per super-packet of 40 segments.
 #[test]
 #[ignore = "counted by scripts/check-instructions"]
