@@ -26,8 +26,9 @@ pub struct P2pConfig {
     pub port: u16,
     /// Time between keepalives of idle direct paths, least (specification §6.4).
     pub keepalive: Duration,
-    /// Probes a second to addresses where perhaps nobody is, of all searches together.
-    pub budget: u32,
+    /// Probes to addresses where perhaps nobody is, of all searches together; 20 a second (DESIGN §5). The same for all nodes of
+    /// a host.
+    pub budget: Budget,
     /// The TUN's MTU: what a direct path must be able to carry.
     pub mtu: u16,
 }
@@ -35,7 +36,7 @@ pub struct P2pConfig {
 /// Off: worlds without UDP stay as they are.
 impl Default for P2pConfig {
     fn default() -> Self {
-        Self { enabled: false, port: 0, keepalive: KEEPALIVE, budget: 20, mtu: 1400 }
+        Self { enabled: false, port: 0, keepalive: KEEPALIVE, budget: Budget::new(20), mtu: 1400 }
     }
 }
 
@@ -82,7 +83,7 @@ impl Direct {
             nats: Default::default(),
             nat_changed: false,
             extras: BTreeMap::new(),
-            budget: Budget::new(config.budget),
+            budget: config.budget.clone(),
             queue: UdpQueue::default(),
             waiting: crate::waiting::Queue::new(),
             keepalives: 0,

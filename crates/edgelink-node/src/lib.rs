@@ -43,7 +43,7 @@ mod waiting;
 
 pub use direct::P2pConfig;
 pub use drops::Drop;
-pub use edgelink_path::SocketId;
+pub use edgelink_path::{Budget as ProbeBudget, SocketId};
 pub use link::{LinkId, Target};
 pub use persist::PersistedState;
 pub use ping::{PingError, PingId};

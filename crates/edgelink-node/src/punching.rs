@@ -77,7 +77,7 @@ impl Node {
             .peers
             .get_mut(id)
             .and_then(|p| p.punch.as_mut())
-            .and_then(|punch| punch.next_probe(&mut self.direct.budget, now.mono))
+            .and_then(|punch| punch.next_probe(&self.direct.budget, now.mono))
         {
             self.send_punch(id, probe, now);
         }

@@ -242,7 +242,7 @@ impl Node {
         let extras = self.direct.extras.iter_mut().map(|(id, extra)| (*id, &mut extra.nat));
         for (id, nat) in self.direct.nats.iter_mut().map(|nat| (socket, nat)).chain(extras) {
             let was_done = nat.is_done();
-            while let Some(query) = nat.poll(&mut self.direct.budget, now.mono, rng) {
+            while let Some(query) = nat.poll(&self.direct.budget, now.mono, rng) {
                 queries.push((id, query));
             }
             self.direct.nat_changed |= !was_done && nat.is_done();

@@ -168,7 +168,7 @@ impl NatDiscovery {
     }
 
     /// The request that is due, if the budget allows one; call until `None`.
-    pub fn poll(&mut self, budget: &mut Budget, now: Instant, rng: &mut impl rand_core::Rng) -> Option<StunQuery> {
+    pub fn poll(&mut self, budget: &Budget, now: Instant, rng: &mut impl rand_core::Rng) -> Option<StunQuery> {
         if self.running.is_some_and(|running| running.sent >= WAITS.len() && running.next <= now) {
             let test = self.running.take()?.test;
             self.failed(test);

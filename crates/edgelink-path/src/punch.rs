@@ -349,7 +349,7 @@ impl Punch {
     }
 
     /// The next probe of the round, if the budget allows one. [`Self::probe_sent`] comes after it.
-    pub fn next_probe(&mut self, budget: &mut Budget, now: Instant) -> Option<PunchProbe> {
+    pub fn next_probe(&mut self, budget: &Budget, now: Instant) -> Option<PunchProbe> {
         if self.queue.is_empty() {
             return self.next_guess(budget, now);
         }
@@ -408,7 +408,7 @@ impl Punch {
     }
 
     /// A guess, when the budget has something to spare.
-    fn next_guess(&mut self, budget: &mut Budget, now: Instant) -> Option<PunchProbe> {
+    fn next_guess(&mut self, budget: &Budget, now: Instant) -> Option<PunchProbe> {
         let trying = matches!(self.state, PunchState::Trying(_)) && !self.pausing && !self.settling;
         let spray = self.spray.as_mut().filter(|spray| trying && spray.not_before().is_none_or(|at| at <= now))?;
         if !budget.take_spare(now) {

@@ -146,12 +146,7 @@ fn a_pong_of_a_direct_path_must_come_back_by_it() {
 }
 
 /// Runs a search to its end; returns when it was asked to signal, and all probes.
-fn search(
-    punch: &mut Punch,
-    budget: &mut Budget,
-    begin: Instant,
-    time: Duration,
-) -> (Vec<u64>, Vec<(u64, PunchProbe)>) {
+fn search(punch: &mut Punch, budget: &Budget, begin: Instant, time: Duration) -> (Vec<u64>, Vec<(u64, PunchProbe)>) {
     let (mut signals, mut probes) = (Vec::new(), Vec::new());
     let mut now = begin;
     for turn in 0.. {
@@ -176,10 +171,10 @@ fn search(
 #[test]
 fn three_attempts_of_five_seconds_two_seconds_apart_then_a_pause() {
     let begin = start();
-    let (mut punch, mut budget) = (Punch::new(1400), Budget::new(20));
+    let (mut punch, budget) = (Punch::new(1400), Budget::new(20));
     punch.want(&[SOCKET], begin);
     punch.set_candidates(vec![address("192.0.2.1:1"), address("192.0.2.2:1")], 0, &[SOCKET], Duration::ZERO, begin);
-    let (signals, probes) = search(&mut punch, &mut budget, begin, 100 * SECOND);
+    let (signals, probes) = search(&mut punch, &budget, begin, 100 * SECOND);
     assert_eq!(signals, [0, 7000, 14_000], "{ATTEMPTS} attempts of {ATTEMPT:?}");
     assert!(probes.iter().all(|(ms, _)| ms % 7000 <= 5000), "nothing in the pauses");
     let PunchState::Waiting(at) = punch.state() else { panic!("{:?}", punch.state()) };
@@ -189,7 +184,7 @@ fn three_attempts_of_five_seconds_two_seconds_apart_then_a_pause() {
     punch.want(&[SOCKET], end);
     assert!(matches!(punch.state(), PunchState::Waiting(_)), "not yet");
     punch.want(&[SOCKET], at);
-    search(&mut punch, &mut budget, at, 100 * SECOND);
+    search(&mut punch, &budget, at, 100 * SECOND);
     let PunchState::Waiting(next) = punch.state() else { panic!("{:?}", punch.state()) };
     assert!(next - at >= 19 * SECOND + 2 * RETRY_AFTER - MS);
 }
@@ -197,9 +192,9 @@ fn three_attempts_of_five_seconds_two_seconds_apart_then_a_pause() {
 #[test]
 fn who_only_answers_makes_one_attempt() {
     let begin = start();
-    let (mut punch, mut budget) = (Punch::new(1400), Budget::new(20));
+    let (mut punch, budget) = (Punch::new(1400), Budget::new(20));
     punch.set_candidates(vec![address("192.0.2.1:1")], 0, &[SOCKET], 100 * MS, begin);
-    let (signals, probes) = search(&mut punch, &mut budget, begin, 100 * SECOND);
+    let (signals, probes) = search(&mut punch, &budget, begin, 100 * SECOND);
     assert!(signals.is_empty());
     assert_eq!(probes[0].0, 100, "when the other side begins");
     assert!(probes.last().unwrap().0 <= 5000);
@@ -209,19 +204,19 @@ fn who_only_answers_makes_one_attempt() {
 #[test]
 fn only_a_full_size_pong_from_the_very_address_is_a_proof() {
     let now = start();
-    let (mut punch, mut budget) = (Punch::new(1400), Budget::new(20));
+    let (mut punch, budget) = (Punch::new(1400), Budget::new(20));
     let (there, elsewhere) = (address("192.0.2.1:1"), address("192.0.2.9:9"));
     punch.set_candidates(vec![there], 0, &[SOCKET], Duration::ZERO, now);
     punch.handle_timeout(&[SOCKET], now);
-    let probe = punch.next_probe(&mut budget, now).unwrap();
+    let probe = punch.next_probe(&budget, now).unwrap();
     assert_eq!(probe, PunchProbe { socket: SOCKET, remote: there, size: 0 });
     punch.probe_sent(probe, 1, now);
     assert_eq!(punch.pong(1, SOCKET, elsewhere, now), None, "from another address");
-    let next = punch.next_probe(&mut budget, now).unwrap();
+    let next = punch.next_probe(&budget, now).unwrap();
     assert_eq!((next.remote, next.size), (elsewhere, 0), "which is probed itself");
     punch.probe_sent(next, 2, now);
     assert_eq!(punch.pong(2, SOCKET, elsewhere, now), Some(Proof::Small));
-    let full = punch.next_probe(&mut budget, now).unwrap();
+    let full = punch.next_probe(&budget, now).unwrap();
     assert_eq!(full, PunchProbe { socket: SOCKET, remote: elsewhere, size: 1400 });
     punch.probe_sent(full, 3, now);
     let proof = Proof::Usable { socket: SOCKET, remote: elsewhere, rtt: 30 * MS, limit: 1400 };
@@ -233,13 +228,13 @@ fn only_a_full_size_pong_from_the_very_address_is_a_proof() {
 #[test]
 fn ten_thousand_endpoints_and_observations_stay_bounded() {
     let begin = start();
-    let (mut punch, mut budget) = (Punch::new(1400), Budget::new(20));
+    let (mut punch, budget) = (Punch::new(1400), Budget::new(20));
     let many: Vec<SocketAddr> = (0..10_000u16).map(|n| SocketAddr::new([192, 0, 2, 1].into(), n + 1)).collect();
     punch.set_candidates(many.clone(), 0, &[SOCKET], Duration::ZERO, begin);
     for remote in &many {
         punch.observe(SOCKET, *remote, begin);
     }
-    let (_, probes) = search(&mut punch, &mut budget, begin, 60 * SECOND);
+    let (_, probes) = search(&mut punch, &budget, begin, 60 * SECOND);
     assert!(probes.len() <= 20 + 20 * 60, "{}", probes.len());
     assert!(!matches!(punch.state(), PunchState::Trying(_)), "it ends");
 }
@@ -248,11 +243,11 @@ fn ten_thousand_endpoints_and_observations_stay_bounded() {
 fn answers_that_lie_are_not_believed() {
     let now = start();
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mut budget = Budget::new(20);
+    let budget = Budget::new(20);
     let server = StunServer { primary: address("198.51.101.1:3478"), second: None };
     let mut nat = NatDiscovery::default();
     nat.start(&[server]);
-    let query = nat.poll(&mut budget, now, &mut rng).unwrap();
+    let query = nat.poll(&budget, now, &mut rng).unwrap();
     let (request, _) = Request::parse(&Message::parse(&query.bytes).unwrap()).unwrap();
     let answer = |transaction, mapped: &str| {
         let success = Success { mapped: address(mapped), origin: None, other: None };
@@ -271,7 +266,7 @@ fn answers_that_lie_are_not_believed() {
     for absurd in ["224.0.0.1:5", "0.0.0.0:5", "127.0.0.1:5", "203.0.113.5:0"] {
         let mut nat = NatDiscovery::default();
         nat.start(&[server]);
-        let query = nat.poll(&mut budget, now + SECOND, &mut rng).unwrap();
+        let query = nat.poll(&budget, now + SECOND, &mut rng).unwrap();
         let (request, _) = Request::parse(&Message::parse(&query.bytes).unwrap()).unwrap();
         assert!(!nat.handle(query.to, &answer(request.transaction, absurd), now));
         assert!(nat.mapped().is_empty(), "{absurd}");
@@ -282,7 +277,7 @@ fn answers_that_lie_are_not_believed() {
 fn silence_is_blocked_udp_and_ends() {
     let begin = start();
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mut budget = Budget::new(20);
+    let budget = Budget::new(20);
     let servers = ["198.51.101.1:3478", "198.51.101.2:3478"].map(|s| StunServer { primary: address(s), second: None });
     let mut nat = NatDiscovery::default();
     nat.start(&servers);
@@ -290,7 +285,7 @@ fn silence_is_blocked_udp_and_ends() {
     let mut now = begin;
     while let Some(at) = nat.poll_timeout(now) {
         now = now.max(at);
-        while let Some(query) = nat.poll(&mut budget, now, &mut rng) {
+        while let Some(query) = nat.poll(&budget, now, &mut rng) {
             sent.push(query.to);
         }
         assert!(now < begin + 10 * SECOND);

@@ -308,7 +308,7 @@ impl Network {
                 port: config.p2p.port,
                 keepalive: config.p2p.keepalive_interval_seconds.duration(),
                 mtu: config.tun.mtu,
-                ..P2pConfig::default()
+                budget: self.shared.probes.clone(),
             },
         };
         let routes = settings::routes(&config);

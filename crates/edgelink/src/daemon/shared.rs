@@ -1,6 +1,7 @@
 //! What the networks of one daemon share, because it is the host's: addresses that never go into a tunnel, the overlays'
-//! prefixes, kernel settings.
+//! prefixes, kernel settings, the budget of probes.
 
+use edgelink_node::{P2pConfig, ProbeBudget};
 use edgelink_os::gateway::Sysctls;
 use ipnet::IpNet;
 use std::cell::RefCell;
@@ -20,6 +21,8 @@ pub(crate) struct Shared {
     overlays: watch::Sender<BTreeMap<String, Vec<IpNet>>>,
     /// Kernel settings that gateways have changed.
     pub(super) sysctls: RefCell<Sysctls>,
+    /// What may be sent to addresses where perhaps nobody is.
+    pub(super) probes: ProbeBudget,
     /// A network has become usable, or has gone.
     pub(super) turned: Notify,
 }
@@ -39,6 +42,7 @@ impl Shared {
             dialled: Arc::default(),
             overlays: watch::Sender::default(),
             sysctls: RefCell::new(Sysctls::open(sysctls)),
+            probes: P2pConfig::default().budget,
             turned: Notify::new(),
         }
     }
