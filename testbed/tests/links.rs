@@ -63,25 +63,28 @@ impl Pair {
     }
 }
 
+/// What the wall clock may be adjusted by within a measurement.
+const ADJUSTED: Duration = Duration::from_micros(50);
+
 #[test]
 fn forty_milliseconds_are_forty_milliseconds() {
     each_kind(|lab| {
         let pair = Pair::new(lab, &Impairment::none().delay(40 * MS));
-        // By our clock: never earlier, and at most 0.2 ms later in the middle; a busy machine delays single packets more.
+        // By our clock: never earlier, but for what the wall clock by which the kernel stamps frames is adjusted meanwhile, and at most 0.2 ms later in the middle; a busy machine delays single packets more.
         // Without root the link has no precedence over other work.
         let late = if nix::unistd::geteuid().is_root() { MS / 5 } else { MS };
         measured("40 ms on a quiet machine", || {
             let (arrived, _) = pair.stream(300, 3 * MS);
             assert_eq!((arrived.received, arrived.duplicates, arrived.late), (300, 0, 0));
             let [least, median, most] = [0.0, 0.5, 0.9].map(|part| arrived.quantile(part));
-            assert!(least >= 40 * MS, "{least:?}");
+            assert!(least >= 40 * MS - ADJUSTED, "{least:?}");
             fair(median <= 40 * MS + late && most <= 41 * MS, (median, most))
         });
         // By ping's: there and back. The first may wait for neighbours.
         let there_and_back = |target: &str, wanted: Duration| {
             measured("ping's least round trip", || {
                 let [least, ..] = round_trips(&pair.a, ip(target), 10, 2 * MS).unwrap();
-                assert!(least >= wanted, "{target}: {least:?}");
+                assert!(least >= wanted - 2 * ADJUSTED, "{target}: {least:?}");
                 fair(least <= wanted + MS, (target, least))
             });
         };
@@ -138,7 +141,7 @@ fn duplicates_late_packets_and_jitter_are_seen() {
         assert_eq!((arrived.received, arrived.late), (200, 0));
         let (mean, deviation) = arrived.mean_and_deviation();
         let [least, most] = [0.0, 0.99].map(|part| arrived.quantile(part));
-        assert!(least >= 5 * MS, "{least:?}");
+        assert!(least >= 5 * MS - ADJUSTED, "{least:?}");
         // Even between 5 and 15 ms: a mean of 10 ± 0.2 ms and a deviation of 2.9 ± 0.09 ms.
         let even = (9 * MS..=11 * MS + MS / 5).contains(&mean) && (2_400..3_400).contains(&deviation.as_micros());
         fair(least < 6 * MS && (14 * MS..16 * MS).contains(&most) && even, (least, most, mean, deviation))

@@ -7,9 +7,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// One writes at a time, the others read.
 const CONNECTIONS: u32 = 4;
+/// Between two attempts to open a file that others are making.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// Whether the file is (still) empty. Makes it, for our eyes only, if it is missing and may be made.
 pub(crate) fn prepare_file(path: &Path, create: bool) -> Result<bool, StoreError> {
@@ -57,6 +60,17 @@ fn warn_if_readable_by_others(path: &Path, meta: &fs::Metadata) {
 }
 
 pub(crate) async fn connect(path: &Path, busy_timeout: Duration) -> Result<DatabaseConnection, DbErr> {
+    let until = Instant::now() + busy_timeout;
+    loop {
+        match connect_once(path, busy_timeout).await {
+            // Of several processes that give a fresh file its WAL at once, SQLite refuses some without waiting.
+            Err(error) if is_locked(&error) && Instant::now() < until => sleep(RETRY).await,
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn connect_once(path: &Path, busy_timeout: Duration) -> Result<DatabaseConnection, DbErr> {
     // The URL only chooses the driver: a path may hold any character.
     let mut options = ConnectOptions::new("sqlite://edgelink");
     let file = path.to_owned();
