@@ -2,8 +2,8 @@
 //!
 //! Packets of 64 bytes go from the TUN into the batch of a link, sealed. One to a peer's own address needs neither flow table
 //! nor routes; so the others less that one is what these cost.
-#![allow(dead_code, reason = "the world of the tests has more in it")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark may fail loudly")]
+#![expect(dead_code, reason = "the world of the tests has more in it")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark may fail loudly")]
 
 #[path = "../tests/node/packets.rs"]
 mod packets;
@@ -11,7 +11,6 @@ mod packets;
 mod world;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use edgelink_wire::control::proto;
 use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -24,34 +23,6 @@ const BATCH: usize = 64;
 /// UDP payload of a packet of 64 bytes.
 const PAYLOAD: [u8; 36] = [7; 36];
 
-/// The `n`th subnet behind the peer.
-fn subnet(n: usize) -> [u8; 4] {
-    [20 + (n >> 8) as u8, n as u8, 7, 0]
-}
-
-/// A member whose peer serves so many subnets.
-fn behind(subnets: usize) -> World {
-    let mut peer = Peer::new();
-    let mut world = World::joined(&peer);
-    let route = |n| proto::Route {
-        cidr: Some(proto::Prefix { address: subnet(n).to_vec(), length: 24 }),
-        node_id: PEER.0,
-        priority: 100,
-        weight: 100,
-        enabled: true,
-        ..proto::Route::default()
-    };
-    let mut all = config(11, vec![peer.listed()]);
-    all.routes = (0..subnets).map(route).collect();
-    world.config(all);
-    peer.meet(&mut world);
-    let hello = peer.packet(b"hello");
-    world.deliver_raw(world.relay(), &hello);
-    world.tun.clear();
-    world.events();
-    world
-}
-
 /// Sends the packets in turn, for ever.
 struct Sender {
     world: World,
@@ -60,7 +31,7 @@ struct Sender {
 }
 
 impl Sender {
-    fn new(world: World, to: impl Iterator<Item = Ipv4Addr>) -> Self {
+    fn new((world, _): (World, Peer), to: impl Iterator<Item = Ipv4Addr>) -> Self {
         let frames = to.map(|to| [&PLAIN[..], &udp(MY_IP, to, &PAYLOAD)].concat()).collect();
         Self { world, frames, sent: 0 }
     }

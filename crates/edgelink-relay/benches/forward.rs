@@ -2,7 +2,7 @@
 //!
 //! A message goes in and its frames come out for their receivers, as slices to be written; a thousand others are connected, so
 //! that each look-up is a real one. `memcpy` of the same bytes is what to compare with.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a benchmark may fail loudly")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a benchmark may fail loudly")]
 
 #[path = "../tests/common/mod.rs"]
 mod common;

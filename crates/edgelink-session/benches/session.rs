@@ -2,7 +2,7 @@
 //!
 //! `aws-lc-rs` of the same run is the cipher alone, under the same key for each frame, without header, replay window or
 //! look-up.
-#![allow(clippy::unwrap_used, reason = "a benchmark may fail loudly")]
+#![expect(clippy::unwrap_used, reason = "a benchmark may fail loudly")]
 
 #[path = "../tests/common/mod.rs"]
 mod common;

@@ -1,7 +1,7 @@
 //! What the bytes of a packet cost before and after they are sealed: `cargo bench -p edgelink-wire`.
 //!
 //! `memcpy` of the same run is what to compare with.
-#![allow(clippy::unwrap_used, reason = "a benchmark may fail loudly")]
+#![expect(clippy::unwrap_used, reason = "a benchmark may fail loudly")]
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use edgelink_model::NodeId;

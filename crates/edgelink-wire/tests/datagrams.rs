@@ -1,6 +1,6 @@
 //! UDP super-packets: cut, sliced and joined against a reference of this file's own, and what a peer must not send.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use edgelink_wire::virtio::{
     F_DATA_VALID, F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_UDP_L4, Joiner, LEN, MAX_SEGMENTS, MAX_SUPER_PACKET,

@@ -1,6 +1,6 @@
 //! Programs that send many datagrams by one call (`UDP_SEGMENT`, as QUIC does): the kernel gives them to us as one packet, and
 //! whatever becomes of it on the way, the same datagrams come out.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::{
     net::{SocketAddr, UdpSocket},

@@ -1,6 +1,5 @@
 //! Two nodes on one local network that lets no UDP through between them.
-#![allow(clippy::disallowed_methods, reason = "the tests work on the real clock")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use edgelink_api::local::{Peer, Transport};
 use edgelink_e2e::{Net, Node, Pinger, SOON, TcpFlow};

@@ -8,18 +8,6 @@ use edgelink_wire::virtio::{self, VirtioHeader};
 use edgelink_wire::{Flags, FrameType, data};
 use std::time::Duration;
 
-fn pair() -> (World, Peer) {
-    let mut peer = Peer::new();
-    let mut world = World::joined(&peer);
-    peer.meet(&mut world);
-    // The peer has used our key: nothing is announced from here on.
-    let hello = peer.packet(b"hello");
-    world.deliver_raw(world.relay(), &hello);
-    world.tun.clear();
-    world.events();
-    (world, peer)
-}
-
 #[test]
 fn a_packet_goes_out_as_one_frame_and_comes_in_as_it_was() {
     let (mut world, mut peer) = pair();
@@ -257,20 +245,13 @@ fn a_super_packet_is_cut_for_a_peer_that_does_not_take_it() {
 }
 
 /// A pair whose peer announces these capabilities.
-fn pair_with(capabilities: u32) -> (World, Peer) {
-    let mut peer = Peer::build(PEER, PEER_IP, 2, capabilities);
-    let mut world = World::joined(&peer);
-    peer.meet(&mut world);
-    let hello = peer.packet(b"hello");
-    world.deliver_raw(world.relay(), &hello);
-    world.tun.clear();
-    world.events();
-    (world, peer)
+fn pair_of(capabilities: u32) -> (World, Peer) {
+    pair_with(Peer::build(PEER, PEER_IP, 2, capabilities), Vec::new())
 }
 
 #[test]
 fn many_datagrams_are_one_frame_to_a_peer_that_takes_them_so() {
-    let (mut world, mut peer) = pair_with(capabilities::SUPER_PACKETS | capabilities::UDP_SUPER_PACKETS);
+    let (mut world, mut peer) = pair_of(capabilities::SUPER_PACKETS | capabilities::UDP_SUPER_PACKETS);
     let relay = world.relay();
     for (len, size) in [(3_000, 1_200), (128 * 100, 100), (virtio::MAX_SUPER_PACKET - 28, 1_372)] {
         let (header, packet) = datagrams(MY_IP, PEER_IP, &vec![7; len], size);
@@ -296,7 +277,7 @@ fn many_datagrams_are_one_frame_to_a_peer_that_takes_them_so() {
 #[test]
 fn datagrams_go_one_by_one_to_a_peer_that_takes_tcp_super_packets_only() {
     for capabilities in [capabilities::SUPER_PACKETS, 0] {
-        let (mut world, mut peer) = pair_with(capabilities);
+        let (mut world, mut peer) = pair_of(capabilities);
         let (header, packet) = datagrams(MY_IP, PEER_IP, &[7; 3_000], 1_200);
         let frames = sealed(&world.tun(&header, &packet), world.relay());
         let mut lens = Vec::new();

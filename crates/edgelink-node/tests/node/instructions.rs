@@ -3,7 +3,6 @@
 
 use crate::world::*;
 use edgelink_model::{NodeId, capabilities};
-use edgelink_wire::control::proto;
 use std::hint::black_box;
 use std::net::Ipv4Addr;
 
@@ -23,14 +22,7 @@ fn crowd(peers: u16) -> (World, Peer) {
     let others: Vec<Peer> = others.collect();
     let routes = others.iter().flat_map(|peer| {
         let [_, b, c, _] = peer.ip.octets();
-        (0..10u8).map(move |n| proto::Route {
-            cidr: Some(proto::Prefix { address: vec![100 + n, b, c, 0], length: 24 }),
-            node_id: peer.id.0,
-            priority: 100,
-            weight: 100,
-            enabled: true,
-            ..proto::Route::default()
-        })
+        (0..10u8).map(move |n| route([100 + n, b, c, 0], peer.id))
     });
     let mut all = config(11, std::iter::once(&peer).chain(&others).map(Peer::listed).collect());
     all.routes = routes.collect();
@@ -161,34 +153,6 @@ fn count_send_super_packets() {
     }
     assert_eq!(now, world.now());
     assert!(world.status().drops.is_empty(), "{:?}", world.status().drops);
-}
-
-/// The `n`th subnet behind the peer.
-fn subnet(n: usize) -> [u8; 4] {
-    [20 + (n >> 8) as u8, n as u8, 7, 0]
-}
-
-/// A member whose peer serves so many subnets.
-fn behind(subnets: usize) -> (World, Peer) {
-    let mut peer = Peer::new();
-    let mut world = World::joined(&peer);
-    let route = |n| proto::Route {
-        cidr: Some(proto::Prefix { address: subnet(n).to_vec(), length: 24 }),
-        node_id: PEER.0,
-        priority: 100,
-        weight: 100,
-        enabled: true,
-        ..proto::Route::default()
-    };
-    let mut all = config(11, vec![peer.listed()]);
-    all.routes = (0..subnets).map(route).collect();
-    world.config(all);
-    peer.meet(&mut world);
-    let hello = peer.packet(b"hello");
-    world.deliver_raw(world.relay(), &hello);
-    world.tun.clear();
-    world.events();
-    (world, peer)
 }
 
 /// A host in the subnet that the `n`th packet goes to: a new flow for each packet, or one flow for all.

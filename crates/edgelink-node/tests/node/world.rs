@@ -553,6 +553,47 @@ impl Peer {
     }
 }
 
+/// A member and its peer, which have each other's keys: nothing is announced from here on.
+pub(crate) fn pair() -> (World, Peer) {
+    pair_with(Peer::new(), Vec::new())
+}
+
+/// The same with this peer, and these routes in the configuration.
+pub(crate) fn pair_with(mut peer: Peer, routes: Vec<proto::Route>) -> (World, Peer) {
+    let mut world = World::joined(&peer);
+    if !routes.is_empty() {
+        world.config(proto::Config { routes, ..config(11, vec![peer.listed()]) });
+    }
+    peer.meet(&mut world);
+    let hello = peer.packet(b"hello");
+    world.deliver_raw(world.relay(), &hello);
+    world.tun.clear();
+    world.events();
+    (world, peer)
+}
+
+/// An enabled route through a node.
+pub(crate) fn route(subnet: [u8; 4], node: NodeId) -> proto::Route {
+    proto::Route {
+        cidr: Some(proto::Prefix { address: subnet.to_vec(), length: 24 }),
+        node_id: node.0,
+        priority: 100,
+        weight: 100,
+        enabled: true,
+        ..proto::Route::default()
+    }
+}
+
+/// The `n`th subnet of [`behind`].
+pub(crate) fn subnet(n: usize) -> [u8; 4] {
+    [20 + (n >> 8) as u8, n as u8, 7, 0]
+}
+
+/// A pair whose peer serves so many subnets.
+pub(crate) fn behind(subnets: usize) -> (World, Peer) {
+    pair_with(Peer::new(), (0..subnets).map(|n| route(subnet(n), PEER)).collect())
+}
+
 pub(crate) fn fresh_key(
     machine: &MachineKey,
     id: NodeId,

@@ -143,21 +143,14 @@ pub(super) async fn run(
         _ = &mut closed => return,
     };
     let reason = match dialled {
-        Err(error) => error.to_string(),
+        Err(error) => Some(error.to_string()),
         Ok(ws) => {
-            if let Some(handle) = tunnel.links.borrow_mut().get_mut(&link) {
-                handle.ends = ws.local_addr().zip(ws.peer_addr());
-            }
+            tunnel.set_link_ends(link, ws.local_addr().zip(ws.peer_addr()));
             tunnel.feed(|node, now| node.link_connected(link, now));
-            match drive(&tunnel, link, ws, &writable, &mut closed).await {
-                Some(reason) => reason,
-                // The core ended it and knows.
-                None => return,
-            }
+            drive(&tunnel, link, ws, &writable, &mut closed).await
         }
     };
-    tunnel.links.borrow_mut().remove(&link);
-    tunnel.feed(|node, now| node.link_closed(link, &reason, now, &mut os_rng()));
+    tunnel.link_ended(link, reason);
 }
 
 /// Reads and writes until the other end closes (the reason is returned) or the core does (`None`).

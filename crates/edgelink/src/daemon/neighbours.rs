@@ -1,7 +1,7 @@
 //! LAN TCP (DESIGN §5): the listeners on this host's own addresses, and one task per connection to a neighbour.
 
+use super::now;
 use super::tunnel::Tunnel;
-use super::{now, os_rng};
 use bytes::Bytes;
 use edgelink_net::plain::{Event, Plain};
 use edgelink_net::tcp::{self, Listener};
@@ -89,24 +89,17 @@ pub(super) async fn run(
         }
     };
     let reason = match stream {
-        Err(error) => error.to_string(),
+        Err(error) => Some(error.to_string()),
         Ok(stream) => {
             let stream = Plain::new(stream);
-            if let Some(handle) = tunnel.links.borrow_mut().get_mut(&link) {
-                handle.ends = stream.ends().ok();
-            }
+            tunnel.set_link_ends(link, stream.ends().ok());
             if dialled {
                 tunnel.feed(|node, now| node.link_connected(link, now));
             }
-            match drive(&tunnel, link, stream, &writable, &mut closed).await {
-                Some(reason) => reason,
-                // The core ended it and knows.
-                None => return,
-            }
+            drive(&tunnel, link, stream, &writable, &mut closed).await
         }
     };
-    tunnel.links.borrow_mut().remove(&link);
-    tunnel.feed(|node, now| node.link_closed(link, &reason, now, &mut os_rng()));
+    tunnel.link_ended(link, reason);
 }
 
 /// Reads and writes until the other end closes (the reason is returned) or the core does (`None`).

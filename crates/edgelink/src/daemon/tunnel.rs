@@ -330,22 +330,41 @@ impl Tunnel {
         if let Target::Neighbour { address } = target {
             return self.spawn_neighbour(link, neighbours::Begin::Dial(address));
         }
-        let writable = Rc::new(Notify::new());
-        let (close, closed) = oneshot::channel();
-        let task = links::run(Rc::clone(self), link, target, Rc::clone(&writable), closed);
-        let task = self.tasks.borrow_mut().spawn_local(task);
-        let handle = LinkHandle { writable, close: Some(close), neighbour: false, ends: None, task };
-        self.links.borrow_mut().insert(link, handle);
+        self.spawn_link(link, false, |writable, closed| links::run(Rc::clone(self), link, target, writable, closed));
     }
 
     /// A connection by LAN TCP gets its task.
     pub(super) fn spawn_neighbour(self: &Rc<Self>, link: LinkId, begin: neighbours::Begin) {
+        self.spawn_link(link, true, |writable, closed| neighbours::run(Rc::clone(self), link, begin, writable, closed));
+    }
+
+    /// Spawns a link's task, which is told when there is something to write and when to end.
+    fn spawn_link<F: Future<Output = ()> + 'static>(
+        &self,
+        link: LinkId,
+        neighbour: bool,
+        run: impl FnOnce(Rc<Notify>, oneshot::Receiver<Option<bytes::Bytes>>) -> F,
+    ) {
         let writable = Rc::new(Notify::new());
         let (close, closed) = oneshot::channel();
-        let task = neighbours::run(Rc::clone(self), link, begin, Rc::clone(&writable), closed);
-        let task = self.tasks.borrow_mut().spawn_local(task);
-        let handle = LinkHandle { writable, close: Some(close), neighbour: true, ends: None, task };
+        let task = self.tasks.borrow_mut().spawn_local(run(Rc::clone(&writable), closed));
+        let handle = LinkHandle { writable, close: Some(close), neighbour, ends: None, task };
         self.links.borrow_mut().insert(link, handle);
+    }
+
+    /// A link has been connected, between these addresses.
+    pub(super) fn set_link_ends(&self, link: LinkId, ends: Option<(SocketAddr, SocketAddr)>) {
+        if let Some(handle) = self.links.borrow_mut().get_mut(&link) {
+            handle.ends = ends;
+        }
+    }
+
+    /// A link's task is through; without a reason the core ended it, and knows.
+    pub(super) fn link_ended(self: &Rc<Self>, link: LinkId, reason: Option<String>) {
+        if let Some(reason) = reason {
+            self.links.borrow_mut().remove(&link);
+            self.feed(|node, now| node.link_closed(link, &reason, now, &mut os_rng()));
+        }
     }
 
     /// Feeds the core's timers.
